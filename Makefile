@@ -1,0 +1,60 @@
+# `make help` lists what there is. Settings: WTFLOW_VENV (where the environment lives), PYTHON (a Python 3.11).
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+LOCK_HASH := $(shell sha256sum requirements.lock | cut -c1-12)
+CACHE_HOME := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)
+VENV := $(or $(WTFLOW_VENV),$(CACHE_HOME)/wtflow/venv-$(LOCK_HASH))
+BIN := $(VENV)/bin
+export PATH := $(BIN):$(PATH)
+export PYTHONPATH := $(CURDIR)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export DO_NOT_TRACK := true
+
+.PHONY: help setup lock repro serve test check fast-test format bench clean venv
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup:  ## install the locked environment, once per lock, outside the clone
+	@infra/setup_env.sh "$(VENV)"
+
+venv:  ## print where the environment is: source $$(make -s venv)/bin/activate
+	@echo "$(VENV)"
+
+repro: setup  ## the main job: fetch, prepare, extract, train, evaluate, register every line; then a table
+	@dvc repro
+	@python -m pipelines.summary
+
+serve: setup  ## score over HTTP on 127.0.0.1:8000 with every line that has a champion (Ctrl-C stops it)
+	@python -m serving.app
+
+test: setup  ## the whole test suite
+	@python -m pytest
+
+check: setup  ## format, lint, types, import contracts, fast tests
+	@ruff format --check .
+	@ruff check .
+	@mypy
+	@lint-imports
+	@python -m pytest -m "not slow"
+
+format: setup  ## format the code and mend what the linter can mend
+	@ruff format .
+	@ruff check --fix .
+
+bench: setup  ## make bench NAME=main_job: run a benchmark, print its table, write benchmarks/results/
+	@test -f "benchmarks/$(NAME).py" || { echo "error: no benchmarks/$(NAME).py. Type: make bench NAME=<one of: $(filter-out __init__ report,$(basename $(notdir $(wildcard benchmarks/*.py))))>" >&2; exit 2; }
+	@python -m benchmarks.$(NAME)
+
+lock: setup  ## resolve pyproject.toml anew into requirements.lock
+	@pip-compile --quiet --upgrade --allow-unsafe --strip-extras --all-extras --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements.lock.new pyproject.toml
+	@{ echo "# Exact versions for Linux x86_64, CPython 3.11. Made by 'make lock' from pyproject.toml; do not edit."; \
+	    cat requirements.lock.new; } > requirements.lock && rm requirements.lock.new
+	@git --no-pager diff --stat -- requirements.lock
+
+clean:  ## remove what was built; never data/, the DVC cache or the registry
+	rm -rf models evaluations reports registry .wtflow
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

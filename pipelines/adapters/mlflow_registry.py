@@ -1,0 +1,127 @@
+"""The MLflow registry: a bundle becomes a version of `wtflow-<line>`, loadable through MLflow's pyfunc API too."""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.adapters.tracking import find_run, flat
+from wtflow.bundle import Bundle, load_bundle
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+REQUIREMENTS = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "safetensors",
+    "pydantic",
+    "pillow",
+    "jaxtyping",
+)
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a line's model, and what its tags say."""
+
+    version: int
+    digest: str
+    image_auroc: float | None
+    """None where the test set has no anomalous images."""
+    test_set: str
+    """Digest of the test images and labels that `image_auroc` was measured on."""
+
+
+def model_name(line: str) -> str:
+    """Name of a line's registered model."""
+    return f"wtflow-{line}"
+
+
+def aliases(client: "MlflowClient", line: str) -> dict[str, int]:
+    """Alias -> version; empty for a model that is not registered."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_registered_model(model_name(line)).aliases
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return {}
+        raise
+    return {alias: int(number) for alias, number in found.items()}
+
+
+def registered(client: "MlflowClient", line: str, number: int) -> Registered:
+    """What is known of a version."""
+    return _of(client.get_model_version(model_name(line), str(number)))
+
+
+def version_of(client: "MlflowClient", line: str, digest: str) -> Registered | None:
+    """The version that holds the bundle `digest`, if one does."""
+    found = client.search_model_versions(f"name = '{model_name(line)}' and tags.bundle_digest = '{digest}'")
+    return _of(found[0]) if found else None
+
+
+def _of(found: "ModelVersion") -> Registered:
+    tags = found.tags
+    auroc = json.loads(tags["image_auroc"])
+    return Registered(int(found.version), tags["bundle_digest"], auroc, tags["test_set"])
+
+
+def add_version(
+    client: "MlflowClient",
+    experiment: str,
+    bundle: Bundle,
+    metrics: Mapping[str, float | int | str | None],
+    report: Path,
+    tags: Mapping[str, str],
+) -> int:
+    """Log the run (settings, metrics, report, bundle) and register a version with `tags`; returns its number."""
+    import mlflow
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    line = str(bundle.provenance["line"])
+    found = find_run(client, experiment, bundle_digest=bundle.digest)
+    with mlflow.start_run(run_id=found, run_name=None if found else f"{line}-{bundle.digest[:12]}"):
+        mlflow.set_tags({"line": line, **tags})
+        mlflow.log_params(
+            {f"bundle.{key}": value for key, value in flat(bundle.config.model_dump(mode="json")).items()}
+        )
+        mlflow.log_metrics({key: float(value) for key, value in metrics.items() if isinstance(value, int | float)})
+        mlflow.log_artifact(str(report), "report")
+        outputs = {"score": DataType.double, "p_value": DataType.double, "threshold": DataType.double}
+        model = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"bundle": str(bundle.path)},
+            code_paths=[str(Path(__file__).parents[2] / "wtflow")],
+            signature=ModelSignature(
+                Schema([ColSpec(DataType.binary, "image")]),
+                Schema(
+                    [ColSpec(kind, name) for name, kind in outputs.items()]
+                    + [ColSpec(DataType.boolean, "is_anomalous")]
+                ),
+            ),
+            pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+        )
+    added = mlflow.register_model(model.model_uri, model_name(line), tags=dict(tags))
+    return int(added.version)
+
+
+def load_version(line: str, number: int) -> tuple[tempfile.TemporaryDirectory[str], Bundle]:
+    """Download a version and open its bundle; keep the folder as long as the bundle is used."""
+    import mlflow
+
+    folder = tempfile.TemporaryDirectory(prefix="wtflow-")
+    root = Path(mlflow.artifacts.download_artifacts(f"models:/{model_name(line)}/{number}", dst_path=folder.name))
+    return folder, load_bundle(next(root.rglob("bundle.json")).parent)

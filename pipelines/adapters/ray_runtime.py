@@ -1,0 +1,38 @@
+"""Ray as the pipeline uses it: joins the cluster of RAY_ADDRESS, or starts one on this machine and stops it again."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every report() waits for this poll
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+@contextmanager
+def cluster(cores: int) -> Iterator[None]:
+    """A connected Ray. Workers see the project's code and the settings of this process."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody but this process and its workers; loopback only
+    import ray
+
+    passed = {name: value for name, value in os.environ.items() if name.startswith(("WTFLOW_", "AWS_", "MLFLOW_"))}
+    runtime = {"env_vars": {**passed, "PYTHONPATH": str(Path.cwd())}}
+    local = (
+        {"num_cpus": max(1, cores), "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+        if address == "local"
+        else {}
+    )
+    ray.init(address=address, runtime_env=runtime, log_to_driver=False, logging_level="ERROR", **local)
+    try:
+        yield
+    finally:
+        ray.shutdown()

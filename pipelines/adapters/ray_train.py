@@ -1,0 +1,150 @@
+"""The training loop of `wtflow.training` under Ray Train: workers, checkpoints, restarts.
+
+The run's name is made of everything that decides the result, and Ray continues a run of the same name in the same
+storage: a killed stage that is started again goes on behind its last whole checkpoint.
+"""
+
+import logging
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyarrow import fs
+
+from pipelines.adapters.ray_runtime import cluster
+from pipelines.environment import RunSettings
+from wtflow.data.shards import FeatureShards
+from wtflow.errors import DigestError, WTFlowError
+from wtflow.training import Epoch, Place, TrainingState, TrainParams, start, train
+
+CHECKPOINTS_KEPT = 2
+RESTARTS = 3
+
+
+def fit(
+    name: str, features: Path, params: TrainParams, settings: RunSettings, on_epoch: Callable[[Epoch], None]
+) -> TrainingState:
+    """Train on `features` and return the final state, on the CPU. `name` identifies the run; `on_epoch` is called here.
+
+    Raises `WTFlowError` when the workers keep failing; what they finished is kept for the next try.
+    """
+    with cluster(settings.cores()), _watched(on_epoch) as queue:
+        from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        threads = max(1, settings.cores() // settings.num_workers)
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "features": str(features.resolve()),
+                "params": params.model_dump(mode="json"),
+                "threads": threads,
+                "use_gpu": settings.use_gpu,
+                "queue": queue,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=settings.num_workers,
+                use_gpu=settings.use_gpu,
+                resources_per_worker={"CPU": threads} | ({"GPU": 1} if settings.use_gpu else {}),
+            ),
+            torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
+            run_config=RunConfig(
+                name=name,
+                storage_path=storage(settings),
+                failure_config=FailureConfig(max_failures=RESTARTS),
+                checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except Exception as error:  # Ray wraps the worker's error in kinds of its own
+            raise WTFlowError(
+                f"training {name} failed: {error}\nIts checkpoints are kept in {storage(settings)}/{name}; "
+                "mend the cause and type the same command to go on."
+            ) from error
+        state = start(FeatureShards.open(features), params)
+        with result.checkpoint.as_directory() as folder:
+            state.load(Path(folder))
+        state.scorer.eval()
+        return state
+
+
+def storage(settings: RunSettings) -> str:
+    """Where the checkpoints of all runs are."""
+    return settings.storage or str((settings.work / "train").resolve())
+
+
+def forget(name: str, settings: RunSettings) -> None:
+    """Remove a run's checkpoints: its result is in a bundle."""
+    filesystem, root = fs.FileSystem.from_uri(storage(settings))
+    filesystem.delete_dir(f"{root}/{name}")
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """What each worker runs: build the state, continue a checkpoint if there is one, report every epoch."""
+    import ray.train
+    from ray.train.torch import get_device, prepare_model
+
+    context = ray.train.get_context()
+    torch.set_num_threads(config["threads"])
+    torch.use_deterministic_algorithms(True)
+    params = TrainParams.parse(config["params"], "train")
+    shards = FeatureShards.open(Path(config["features"]), verify=context.get_world_rank() == 0)
+    state = start(shards, params)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            try:
+                state.load(Path(folder))
+            except DigestError as error:
+                logging.getLogger(__name__).warning("%s; starting from the first epoch, with the same result", error)
+    leads = context.get_world_rank() == 0
+
+    def on_epoch(state: TrainingState, epoch: Epoch) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            if leads:
+                state.save(Path(folder))
+            # every worker reports: Ray waits for all of them
+            ray.train.report(asdict(epoch), ray.train.Checkpoint.from_directory(folder) if leads else None)
+        if leads:
+            config["queue"].put(asdict(epoch))
+
+    place = Place(
+        context.get_world_rank(),
+        context.get_world_size(),
+        get_device() if config["use_gpu"] else torch.device("cpu"),
+    )
+    train(
+        state,
+        shards,
+        params,
+        place,
+        prepare_model if context.get_world_size() > 1 else lambda network: network,
+        on_epoch,
+    )
+
+
+@contextmanager
+def _watched(on_epoch: Callable[[Epoch], None]) -> Iterator[Any]:
+    """A queue for the leading worker's epochs; a thread hands them to `on_epoch` as they come."""
+    from ray.util.queue import Queue
+
+    queue = Queue(actor_options={"num_cpus": 0})
+
+    def hand_over() -> None:
+        while (values := queue.get()) is not None:
+            on_epoch(Epoch(**values))
+
+    thread = threading.Thread(target=hand_over, daemon=True)
+    thread.start()
+    try:
+        yield queue
+        queue.put(None)
+        thread.join(timeout=30)
+    finally:
+        queue.shutdown()

@@ -1,0 +1,87 @@
+"""MLflow tracking: one run a training, found again by the digest of the bundle that came out of it."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from wtflow.errors import WTFlowError
+from wtflow.training import Epoch, TrainParams
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+EXPERIMENT = "wtflow"
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite file in this folder."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+@contextmanager
+def tracking() -> Iterator[tuple["MlflowClient", str]]:
+    """A client and the experiment's id. What goes wrong inside names the server and the remedy."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri()
+    try:
+        mlflow.set_tracking_uri(uri)
+        experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
+        yield mlflow.MlflowClient(), experiment
+    except MlflowException as error:
+        raise WTFlowError(
+            f"MLflow at {uri}: {error}\nIs MLFLOW_TRACKING_URI right, and does the server run?"
+        ) from error
+
+
+class TrainingRun:
+    """The run of one training, written to while it goes on. A run of the same key that was cut off is continued."""
+
+    def __init__(self, line: str, key: str, params: TrainParams) -> None:
+        self.line, self.key, self.params = line, key, params
+
+    def __enter__(self) -> Self:
+        with tracking() as (client, experiment):
+            self.client = client
+            found = find_run(client, experiment, run_key=self.key)
+            if found is None:
+                tags = {"line": self.line, "run_key": self.key, "mlflow.runName": self.key}
+                found = client.create_run(experiment, tags=tags).info.run_id
+                for name, value in flat(self.params.model_dump(mode="json")).items():
+                    client.log_param(found, name, value)
+            self.run_id = found
+        return self
+
+    def log(self, epoch: Epoch) -> None:
+        """The epoch's loss and learning rate."""
+        self.client.log_metric(self.run_id, "loss", epoch.loss, step=epoch.epoch)
+        self.client.log_metric(self.run_id, "learning_rate", epoch.learning_rate, step=epoch.epoch)
+
+    def finish(self, bundle_digest: str) -> None:
+        """Say which bundle came out."""
+        self.client.set_tag(self.run_id, "bundle_digest", bundle_digest)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.client.set_terminated(self.run_id, "FINISHED" if error is None else "FAILED")
+
+
+def find_run(client: "MlflowClient", experiment: str, **tags: str) -> str | None:
+    """The newest run with these tags."""
+    query = " and ".join(f"tags.{name} = '{value}'" for name, value in tags.items())
+    runs = client.search_runs([experiment], query, max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `group.key: value`."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result

@@ -1,0 +1,175 @@
+"""What a bundle makes of a line's test split: a verdict for each image, and the figures over them.
+
+    test shards --detector--> a ScoredImage each --scores--> image figures, normal against anomalous
+                                                 --maps at one resolution, masks--> pixel figures
+
+Uncertain images are scored, and counted by themselves: no headline figure knows them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from wtflow.bundle import Bundle
+from wtflow.data.images import ImageLimits, decode
+from wtflow.data.shards import FeatureShards
+from wtflow.detector import Detector, Verdict
+from wtflow.errors import WTFlowError
+from wtflow.scoring.anomaly_map import enlarge
+from wtflow.scoring.metrics import PixelMetrics, PixelResult, auroc, average_precision, f1_max
+
+BATCH = 32
+DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """A test image, named as in the manifest, and what the bundle says of it."""
+
+    image_id: str
+    path: str
+    """Below the line's raw folder."""
+    label: str
+    """`normal`, `anomalous` or `uncertain`."""
+    defect: str
+    mask_path: str | None
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class PixelEvaluation:
+    """Pixel figures, and which images are behind them."""
+
+    result: PixelResult
+    resolution: tuple[int, int]
+    """Height and width at which maps and masks were compared."""
+    masked: int
+    """Anomalous images with a mask that marks something."""
+    left_out: int
+    """Anomalous images without one: where they are defective is not known."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A bundle's whole result on a line's test split."""
+
+    line: str
+    bundle: Bundle
+    data_version: str
+    images: Sequence[ScoredImage]
+    """Sorted by image_id."""
+    pixels: PixelEvaluation
+
+    def labelled(self, label: str) -> list[ScoredImage]:
+        """The images of one label."""
+        return [image for image in self.images if image.label == label]
+
+    def scores(self, label: str) -> NDArray[np.float64]:
+        """Their scores."""
+        return np.array([image.verdict.score for image in self.labelled(label)], dtype=np.float64)
+
+    def flagged(self, label: str) -> int:
+        """How many of them the bundle calls anomalous."""
+        return sum(image.verdict.is_anomalous for image in self.labelled(label))
+
+    def flagged_share(self, label: str) -> float | None:
+        """Their share; None if there are no images of this label."""
+        images = self.labelled(label)
+        return self.flagged(label) / len(images) if images else None
+
+    def metrics(self) -> dict[str, Any]:
+        """The headline figures, as metrics/<line>.json holds them. Undefined ones are None."""
+        normal, anomalous = self.scores("normal"), self.scores("anomalous")
+        best = f1_max(normal, anomalous)
+        calibration, pixels = self.bundle.calibration, self.pixels.result
+        figures: dict[str, Any] = {
+            "image_auroc": auroc(normal, anomalous),
+            "image_ap": average_precision(normal, anomalous),
+            "image_f1_max": best.f1 if best else None,
+            "pixel_auroc": pixels.pixel_auroc,
+            "pixel_aupro_30": pixels.aupro_30,
+            "pixel_aupro_05": pixels.aupro_05,
+            "threshold": calibration.threshold,
+            "target_fpr": calibration.target_fpr,
+            "fpr": self.flagged_share("normal"),
+            "tpr": self.flagged_share("anomalous"),
+            "n_test_normal": len(normal),
+            "n_test_anomalous": len(anomalous),
+            "uncertain_above_threshold": self.flagged_share("uncertain"),
+            "bundle_digest": self.bundle.digest,
+            "seed": self.bundle.provenance["seed"],
+        }
+        return {key: round(value, DECIMALS) if isinstance(value, float) else value for key, value in figures.items()}
+
+
+def evaluate(line: str, bundle: Bundle, shards: FeatureShards, raw: Path, resolution: tuple[int, int]) -> Evaluation:
+    """Score all of `shards` with `bundle`. Masks come from `raw`, where the manifest's paths start."""
+    detector = bundle.detector()
+    found, expected = shards.header["backbone_digest"], detector.backbone.digest
+    if found != expected:
+        raise WTFlowError(
+            f"{shards.folder}: features of backbone {found[:12]}, but {bundle.path} was trained on "
+            f"{expected[:12]}. Extract and train again: dvc repro"
+        )
+    images = score(detector, shards)
+    pixels = evaluate_pixels(images, raw, resolution, bundle.config.limits)
+    return Evaluation(line, bundle, shards.data_version, images, pixels)
+
+
+def score(detector: Detector, shards: FeatureShards) -> list[ScoredImage]:
+    """A verdict for each image of `shards`, sorted by image_id."""
+    rows = list(range(len(shards)))
+    verdicts = [verdict for levels in shards.batches(rows, BATCH) for verdict in detector.verdicts_of_features(levels)]
+    columns = ("image_id", "path", "label", "defect", "mask_path")
+    images = [
+        ScoredImage(**record, verdict=verdict)
+        for record, verdict in zip(shards.index.select(columns).to_pylist(), verdicts, strict=True)
+    ]
+    return sorted(images, key=lambda image: image.image_id)
+
+
+def evaluate_pixels(
+    images: Iterable[ScoredImage], raw: Path, resolution: tuple[int, int], limits: ImageLimits
+) -> PixelEvaluation:
+    """Maps of normal and anomalous images against their masks; a normal image has an empty one.
+
+    An anomalous image whose mask is missing or marks nothing is left out, and counted. Without any mask all
+    figures are None.
+    """
+    pixels, masked, left_out = PixelMetrics(), 0, 0
+    for image in images:
+        mask = np.zeros(resolution, dtype=bool)
+        if image.label == "anomalous":
+            mask = read_mask(raw / image.mask_path, resolution, limits) if image.mask_path else mask
+            masked, left_out = masked + bool(mask.any()), left_out + (not mask.any())
+        if image.label == "normal" or mask.any():
+            pixels.add(enlarged(image.verdict.anomaly_map, resolution), mask)
+    return PixelEvaluation(pixels.result(), resolution, masked, left_out)
+
+
+def enlarged(map_HW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A map at `size` = (height, width), as the detector enlarges it."""
+    enlarged_YX: NDArray[np.float32] = enlarge(torch.from_numpy(map_HW)[None], size)[0].numpy()
+    return enlarged_YX
+
+
+def read_mask(path: Path, size: tuple[int, int], limits: ImageLimits) -> NDArray[np.bool_]:
+    """A mask at `size` = (height, width): nearest neighbour, True where a channel is above half of white."""
+    height, width = size
+    picture = decode(read_raw(path), limits).resize((width, height), Image.Resampling.NEAREST)
+    mask: NDArray[np.bool_] = np.asarray(picture).max(axis=2) > 127
+    return mask
+
+
+def read_raw(path: Path) -> bytes:
+    """A file of the raw data; `WTFlowError` when the manifest lists it and it is gone."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise WTFlowError(f"{path}: not there, though the manifest lists it. Type: dvc checkout") from None

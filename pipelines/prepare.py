@@ -1,0 +1,54 @@
+"""Stage `prepare`: raw images become a manifest, sorted into train, calibrate and test.
+
+data/raw/<line>/ -> data/prepared/<line>/{manifest,rejected}.parquet, and a table of counts
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.environment import progress
+from pipelines.lines import line_params
+from pipelines.stage import run
+from wtflow.data.manifest import PrepareParams, write_rejected
+from wtflow.data.prepare import Prepared, prepare
+
+LABELS = ("normal", "anomalous", "uncertain")
+
+
+def main(line: str) -> None:
+    """Sort the raw images of `line` into splits and write both tables."""
+    params = line_params(line, "prepare", PrepareParams)
+    prepared = _prepare_with_bar(Path("data/raw") / line, line, params)
+    folder = Path("data/prepared") / line
+    prepared.manifest.write(folder / "manifest.parquet")
+    write_rejected(prepared.rejected, folder / "rejected.parquet")
+    Console().print(*_tables(prepared), sep="\n")
+
+
+def _prepare_with_bar(raw: Path, line: str, params: PrepareParams) -> Prepared:
+    with progress(f"prepare {line}", total=0) as bar:
+        task = bar.task_ids[0]
+        return prepare(raw, line, params, lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _tables(prepared: Prepared) -> list[Table]:
+    rows = prepared.manifest.rows()
+    counts = Counter((row["split"], row["label"]) for row in rows)
+    splits = Table("split", *LABELS, "groups", title=f"{prepared.manifest.line}: {len(rows)} images")
+    for split in ("train", "calibrate", "test"):
+        groups = {row["group"] for row in rows if row["split"] == split and row["label"] == "normal"}
+        splits.add_row(split, *(str(counts[split, label]) for label in LABELS), str(len(groups)))
+    if not prepared.rejected.num_rows:
+        return [splits]
+    reasons = Table("rejected for", "images", "for example")
+    for reason, count in Counter(prepared.rejected["reason"].to_pylist()).most_common():
+        example = next(row["path"] for row in prepared.rejected.to_pylist() if row["reason"] == reason)
+        reasons.add_row(reason, str(count), example)
+    return [splits, reasons]
+
+
+if __name__ == "__main__":
+    run(main, __doc__, "python -m pipelines.prepare solar-mono")

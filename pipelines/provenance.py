@@ -1,0 +1,32 @@
+"""Where a result comes from: the commit of the code, the versions of the libraries."""
+
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import version
+
+LIBRARIES = ("torch", "timm", "numpy", "pillow", "safetensors")
+
+
+def code_commit(paths: Sequence[str]) -> str:
+    """The last commit that changed any of `paths`, with `+changes` behind it when they differ from it on disk.
+
+    Not simply HEAD: a commit that leaves the code alone (new data, a new dvc.lock) must not change a bundle's digest.
+    `unknown` outside a git checkout.
+    """
+    try:
+        commit = _git("log", "-1", "--format=%H", "--", *paths)
+        changed = _git("status", "--porcelain", "--", *paths)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return (commit or "uncommitted") + ("+changes" if changed else "")
+
+
+def library_versions() -> dict[str, str]:
+    """Python and the libraries that touch the numbers."""
+    return {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,113 @@
+"""The evaluation report of a line: one HTML file with its pictures inside, to be read offline or mailed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from scipy import stats
+
+from pipelines.charts import histogram, roc_curve
+from pipelines.evaluation import Evaluation
+from pipelines.gallery import colour_scale, data_uri, galleries
+from wtflow.scoring.metrics import auroc
+
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+LABELS = ("normal", "anomalous", "uncertain")
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many images of a label or kind of defect there are, and how many of them were flagged."""
+
+    name: str
+    images: int
+    flagged: int
+    auroc: float | None = None
+    """Of these images against the normal ones."""
+
+    @property
+    def share(self) -> float | None:
+        """Flagged over all; None if there are none."""
+        return self.flagged / self.images if self.images else None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Clopper-Pearson interval of a share, taking the images as independent."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, count: Count) -> "Interval":
+        """95 % interval of `count.share`; [0, 1] if there are no images."""
+        if not count.images:
+            return cls(0.0, 1.0)
+        bounds = stats.binomtest(count.flagged, count.images).proportion_ci(CONFIDENCE, method="exact")
+        return cls(float(bounds.low), float(bounds.high))
+
+
+def report(evaluation: Evaluation, raw: Path, gallery_size: int) -> str:
+    """The page. `raw` is the folder that the manifest's paths start from."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(percent=percent, figure=figure)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    counts = {label: Count(label, len(evaluation.labelled(label)), evaluation.flagged(label)) for label in LABELS}
+    return template.render(
+        evaluation=evaluation,
+        metrics=evaluation.metrics(),
+        counts=counts,
+        false_alarms=Interval.of(counts["normal"]),
+        found=Interval.of(counts["anomalous"]),
+        f1=f1(counts["normal"], counts["anomalous"]),
+        defects=defects(evaluation),
+        histogram=histogram_uri(evaluation),
+        roc=roc_uri(evaluation),
+        colours=colour_scale(evaluation.bundle.calibration.pixel_threshold),
+        galleries=galleries(evaluation, raw, gallery_size),
+    )
+
+
+def defects(evaluation: Evaluation) -> list[Count]:
+    """A count for each kind of defect, the hardest to find first; empty when the line knows only one kind."""
+    anomalous, normal = evaluation.labelled("anomalous"), evaluation.scores("normal")
+    kinds = sorted({image.defect for image in anomalous})
+    counts = []
+    for kind in kinds if len(kinds) > 1 else ():
+        verdicts = [image.verdict for image in anomalous if image.defect == kind]
+        flagged = sum(verdict.is_anomalous for verdict in verdicts)
+        counts.append(Count(kind, len(verdicts), flagged, auroc(normal, [verdict.score for verdict in verdicts])))
+    return sorted(counts, key=lambda count: (count.share or 0.0, count.name))
+
+
+def f1(normal: Count, anomalous: Count) -> float | None:
+    """F1 at the bundle's threshold; None without an anomalous image."""
+    return 2 * anomalous.flagged / (anomalous.flagged + normal.flagged + anomalous.images) if anomalous.images else None
+
+
+def histogram_uri(evaluation: Evaluation) -> str:
+    """The histogram of all labels that occur."""
+    scores = {label: evaluation.scores(label) for label in LABELS}
+    return data_uri("image/png", histogram(scores, evaluation.bundle.calibration.threshold))
+
+
+def roc_uri(evaluation: Evaluation) -> str | None:
+    """The ROC curve; None unless there are both normal and anomalous images."""
+    fpr, tpr = evaluation.flagged_share("normal"), evaluation.flagged_share("anomalous")
+    if fpr is None or tpr is None:
+        return None
+    scores = evaluation.scores("normal"), evaluation.scores("anomalous")
+    return data_uri("image/png", roc_curve(*scores, (fpr, tpr), evaluation.bundle.calibration.target_fpr))
+
+
+def percent(share: float | None) -> str:
+    """0.0523 -> 5.2 %; a dash for None."""
+    return "–" if share is None else f"{share:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A number to `digits` decimals; a dash for None."""
+    return "–" if value is None else f"{value:.{digits}f}"

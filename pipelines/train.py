@@ -1,0 +1,118 @@
+"""Stage `train`: a line's features -> its bundle. Training and threshold see normal images only.
+
+data/features/<line>/fit/ -> models/<line>/ (bundle), plots/<line>.csv (loss by epoch)
+"""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from rich.console import Console
+
+from pipelines.adapters import ray_train
+from pipelines.adapters.tracking import TrainingRun
+from pipelines.environment import RunSettings, progress
+from pipelines.lines import line_params
+from pipelines.provenance import code_commit, library_versions
+from pipelines.stage import run
+from wtflow.artefact import digest_of, replacing, sha256_file
+from wtflow.bundle import BundleConfig, write_bundle
+from wtflow.data.images import ImageLimits
+from wtflow.data.shards import FeatureShards
+from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
+from wtflow.scoring.calibration import Calibration, calibrate
+from wtflow.training import Epoch, TrainingState, TrainParams
+
+SCORED_AT_ONCE = 32
+
+
+def main(line: str) -> None:
+    """Train `line` and write its bundle and loss curve."""
+    settings = RunSettings()
+    torch.set_num_threads(settings.cores())
+    params = line_params(line, "train", TrainParams)
+    features = Path(f"data/features/{line}/fit")
+    shards = FeatureShards.open(features)
+    code = code_files()
+    facts = [params.model_dump(mode="json"), shards.digest, {path: sha256_file(Path(path)) for path in code}]
+    name = f"{line}-{digest_of(facts)[:12]}"
+    with TrainingRun(line, name, params) as tracked, progress(f"train {line}", params.epochs) as bar:
+
+        def on_epoch(epoch: Epoch) -> None:
+            bar.update(bar.task_ids[0], completed=epoch.epoch + 1, description=f"train {line} loss {epoch.loss:.4f}")
+            tracked.log(epoch)
+
+        state = ray_train.fit(name, features, params, settings, on_epoch)
+        calibration = calibrated(state, shards, params)
+        digest = _write(line, params, shards, state, calibration, code)
+        tracked.finish(digest)
+    ray_train.forget(name, settings)
+    Console().print(
+        f"train {line}: {params.epochs} epochs, loss {state.history[-1].loss:.4f}, "
+        f"threshold {calibration.threshold:.4f} for {calibration.target_fpr:.1%} false alarms from {len(calibration.scores)} normals; bundle {digest[:12]}",
+        highlight=False,
+    )
+
+
+def calibrated(state: TrainingState, shards: FeatureShards, params: TrainParams) -> Calibration:
+    """Threshold and p-values from the `calibrate` normals, which training has not seen."""
+    scores, energies = [], []
+    for levels in shards.batches(shards.rows(split="calibrate"), SCORED_AT_ONCE):
+        map_BHW, score_B = state.scorer(levels)
+        scores.append(score_B.double().numpy())
+        energies.append(map_BHW.numpy().ravel())
+    return calibrate(np.concatenate(scores), np.concatenate(energies), params.calibration)
+
+
+def code_files(dvc_file: Path = Path("dvc.yaml")) -> list[str]:
+    """The source files that this stage depends on, as dvc.yaml lists them."""
+    deps = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))["stages"]["train"]["do"]["deps"]
+    return [dep for dep in deps if dep.endswith(".py")]
+
+
+def _write(
+    line: str,
+    params: TrainParams,
+    shards: FeatureShards,
+    state: TrainingState,
+    calibration: Calibration,
+    code: list[str],
+) -> str:
+    header = shards.header
+    backbone = BackboneParams.parse(header["backbone"], f"{shards.folder}/index.json: backbone")
+    config = BundleConfig(
+        backbone=backbone,
+        fusion=params.fusion,
+        channels=state.scorer.fusion.channels,
+        map_size=state.scorer.fusion.size,
+        coupling=params.coupling,
+        velocity=params.velocity,
+        score=params.score,
+        limits=ImageLimits.parse(header["limits"], f"{shards.folder}/index.json: limits"),
+    )
+    provenance = {
+        "line": line,
+        "seed": params.seed,
+        "epochs": params.epochs,
+        "train_images": len(shards.rows(split="train")),
+        "calibrate_images": len(shards.rows(split="calibrate")),
+        "git_commit": code_commit(code),
+        "data_version": shards.data_version,
+        "manifest_digest": header["manifest_digest"],
+        "features_digest": shards.digest,
+        "backbone_digest": header["backbone_digest"],
+        "versions": library_versions(),
+    }
+    network = build_backbone(backbone, load_weights(shards.folder / "backbone.safetensors"))
+    digest = write_bundle(Path(f"models/{line}"), config, network, state.scorer, calibration, provenance)
+    with replacing(Path(f"plots/{line}.csv")) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["epoch", "loss", "learning_rate"])
+        table.writerows([epoch.epoch, f"{epoch.loss:.6f}", f"{epoch.learning_rate:.3e}"] for epoch in state.history)
+    return digest
+
+
+if __name__ == "__main__":
+    run(main, __doc__ or "", "python -m pipelines.train solar-mono")

@@ -1,0 +1,158 @@
+"""`python -m serving.app`: serve every line that has a champion, until Ctrl-C or SIGTERM.
+
+Ray runs on this machine unless `RAY_ADDRESS` names a cluster. Only what was started here is stopped here.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import httpx
+import typer
+
+from serving import resolve
+from serving.resolve import Champion
+from serving.sample import curl, sample_image
+from serving.schema import LineList
+from serving.settings import PREFIX, ServeSettings
+from wtflow.errors import WTFlowError
+
+APPLICATION = "wtflow"
+OBJECT_STORE_BYTES = 256 * 1024 * 1024
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "DO_NOT_TRACK": "true",
+}
+"""Set unless the caller has set them; read by Ray and MLflow when they are imported."""
+LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+
+
+def main() -> int:
+    """Exit status: 0 after a stop that was asked for, 1 after a mistake, which is explained."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    _signals(signal.default_int_handler)
+    try:
+        settings = ServeSettings.from_environment()
+        champions = resolve.champions(resolve.registry_uri())
+        with _ray(settings), _application(champions, settings):
+            _announce(champions, settings)
+            signal.pause()
+    except WTFlowError as error:
+        typer.echo(f"error: {error}", err=True)
+        return 1
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+    return 0
+
+
+def _signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    """What Ctrl-C and SIGTERM do. The default interrupt handler makes both a KeyboardInterrupt."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _ray(settings: ServeSettings) -> Iterator[None]:
+    """Connected to Ray inside: to the cluster of `RAY_ADDRESS`, else to one started here and ended on leaving."""
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        _require_free_port(settings)
+        if "RAY_AUTH_MODE" not in os.environ:  # other users of the machine can reach Ray's ports, but not use them
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    import ray
+
+    try:
+        with _ray_folder(address) as options:
+            ray.init(address, logging_level="WARNING", **options)
+            try:
+                _signals(signal.default_int_handler)  # Ray has taken SIGTERM over
+                yield
+            finally:
+                _signals(signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
+                ray.shutdown()
+    except ConnectionError as error:
+        raise WTFlowError(f"RAY_ADDRESS={address}: no Ray there ({error}). Unset it to start one here.") from error
+
+
+@contextlib.contextmanager
+def _ray_folder(address: str) -> Iterator[dict[str, Any]]:
+    """Options of a local Ray, its logs and sockets in a folder of its own that is removed; none for a cluster."""
+    if address != "local":
+        yield {}
+        return
+    folder = tempfile.mkdtemp(prefix="wtflow-ray-")  # short: the paths of sockets are limited to 107 bytes
+    try:
+        yield {
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": folder,
+        }
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_free_port(settings: ServeSettings) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            raise WTFlowError(
+                f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. "
+                f"Stop what runs there, or type: {PREFIX}PORT={settings.port + 1} make serve"
+            ) from None
+
+
+@contextlib.contextmanager
+def _application(champions: Sequence[Champion], settings: ServeSettings) -> Iterator[None]:
+    """Every line's model is loaded inside; on leaving, requests under way are answered and the service ends."""
+    from ray import serve
+
+    from serving.deployment import build_application
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    names = ", ".join(f"{champion.line} version {champion.version}" for champion in champions)
+    typer.echo(f"loading {names} ...")
+    serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
+    try:
+        serve.run(build_application(champions, settings), name=APPLICATION, route_prefix="/", logging_config=LOGGING)
+        yield
+    except RuntimeError as error:
+        found = serve.status().applications[APPLICATION]
+        reasons = [deployment.message for deployment in found.deployments.values() if deployment.message]
+        raise WTFlowError("the service did not start.\n" + "\n".join(reasons or [str(error)])) from error
+    finally:
+        _signals(signal.SIG_IGN)
+        serve.delete(APPLICATION)
+
+
+def _announce(champions: Sequence[Champion], settings: ServeSettings) -> None:
+    """Ask the service what it serves, over HTTP, and print it with a command a line."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    url = f"http://{host}:{settings.port}"
+    reply = httpx.get(f"{url}/v1/lines", timeout=settings.reply_timeout_s)
+    reply.raise_for_status()
+    served = {info.line: info for info in LineList.model_validate_json(reply.content).lines}
+    typer.echo(f"\nWT-Flow listens on {url} (contract: {url}/docs). Ctrl-C stops it.")
+    for champion in champions:
+        info = served[champion.line]
+        typer.echo(f"\n{info.line}: version {info.model_version}, bundle {info.bundle_digest[:12]}")
+        typer.echo(f"  {curl(url, info.line, sample_image(champion))}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

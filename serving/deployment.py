@@ -1,0 +1,128 @@
+"""The service on Ray Serve: a gateway that speaks HTTP, and a deployment a line.
+
+docs/adr/0004-serving-topology.md says why.
+
+    client --HTTP--> Gateway (api.create_app) --handle--> line-<name> (scorer.LineScorer, batches) --> reply
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from PIL import Image
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from serving import resolve
+from serving.api import create_app
+from serving.refusal import Refusal, not_ready, overloaded
+from serving.resolve import Champion
+from serving.schema import LineInfo, ScoreReply
+from serving.scorer import LineScorer
+from serving.service import ScoringService
+from serving.settings import ServeSettings
+from wtflow.detector import Verdict
+
+logger = logging.getLogger("ray.serve")
+
+
+class LineReplica:
+    """A replica: one process, one line, one pinned model version, loaded before the first request."""
+
+    def __init__(self, champion: Champion, settings: ServeSettings) -> None:
+        torch.set_num_threads(settings.threads)
+        loaded = resolve.load(champion)
+        detector = loaded.detector
+
+        async def judge(pictures: list[Image.Image]) -> list[Verdict]:
+            return await asyncio.to_thread(detector.verdicts, pictures)
+
+        batched = serve.batch(
+            max_batch_size=settings.max_batch_size, batch_wait_timeout_s=settings.batch_wait_ms / 1000
+        )
+        self._scorer = LineScorer(loaded, batched(judge))
+
+    async def info(self) -> LineInfo:
+        """What this replica serves."""
+        return await self._scorer.info()
+
+    async def score(self, image: bytes, heatmap: bool) -> ScoreReply | Refusal:
+        """The reply, or the refusal as a value: an exception would arrive wrapped in Ray's own."""
+        try:
+            return await self._scorer.score(image, heatmap)
+        except Refusal as refusal:
+            return refusal
+
+
+class RemoteScorer:
+    """`service.Scorer` over the handle of a line's deployment."""
+
+    def __init__(self, line: str, handle: DeploymentHandle) -> None:
+        self._line, self._handle = line, handle
+
+    async def info(self) -> LineInfo:
+        """What the line is served with."""
+        return LineInfo.model_validate(await self._call("info"))
+
+    async def score(self, image: bytes, heatmap: bool) -> ScoreReply:
+        """Verdict on the bytes of one image. Raises `Refusal`."""
+        answer = await self._call("score", image, heatmap)
+        if isinstance(answer, Refusal):
+            raise answer
+        return ScoreReply.model_validate(answer)
+
+    async def _call(self, method: str, *arguments: object) -> Any:
+        """One call; once more if the replica died under it, for scoring changes nothing."""
+        try:
+            try:
+                return await self._handle.options(method_name=method).remote(*arguments)
+            except RayActorError:
+                logger.warning("line %s: a replica died; asking another", self._line)
+                return await self._handle.options(method_name=method).remote(*arguments)
+        except BackPressureError:
+            raise overloaded(self._line) from None
+        except (RayActorError, DeploymentUnavailableError):
+            raise not_ready([self._line]) from None
+
+
+class Gateway:
+    """The HTTP contract over the handles of all lines. Holds no model."""
+
+    def __init__(self, lines: Mapping[str, DeploymentHandle], settings: ServeSettings) -> None:
+        self._lines, self._settings = lines, settings
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        scorers = {line: RemoteScorer(line, handle) for line, handle in self._lines.items()}
+        service = ScoringService(scorers, self._settings.reply_timeout_s)
+        return create_app(service, self._settings.max_body_bytes)
+
+
+def build_application(champions: Sequence[Champion], settings: ServeSettings) -> serve.Application:
+    """The Serve application for these pinned versions."""
+    ongoing = 2 * settings.max_batch_size  # one batch is computed while the next is decoded
+    lines = {
+        champion.line: serve.deployment(LineReplica)
+        .options(
+            name=f"line-{champion.line}",
+            num_replicas=settings.replicas,
+            max_ongoing_requests=ongoing,
+            max_queued_requests=settings.max_queued,
+            graceful_shutdown_wait_loop_s=0.5,
+            ray_actor_options={"num_cpus": settings.replica_cpus},
+        )
+        .bind(champion, settings)
+        for champion in champions
+    }
+    most = len(lines) * (settings.replicas * ongoing + settings.max_queued)
+    gateway = serve.deployment(serve.ingress()(Gateway)).options(
+        name="gateway",
+        max_ongoing_requests=most,
+        graceful_shutdown_wait_loop_s=0.5,
+        ray_actor_options={"num_cpus": 0},
+    )
+    return gateway.bind(lines, settings)

@@ -1,0 +1,123 @@
+"""A trained line as a folder that needs nothing else: settings, weights, calibration, provenance.
+
+    bundle.json            format, SHA-256 of every other file, and the digest over them
+    config.json            settings of backbone, fusion, field, coupling, score; image limits
+    backbone.safetensors   the stages of the backbone that are run
+    scorer.safetensors     field and channel statistics
+    calibration.json       scores of the calibration normals, target rate, thresholds
+    provenance.json        line, seed, code commit, digests of data and features, versions
+
+The digest names the bundle everywhere: in metrics, registry, service replies. Every file is checked on load.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wtflow.artefact import digest_of, read_json, replacing, save_tensors, sha256_file, write_json
+from wtflow.data.images import ImageLimits
+from wtflow.detector import Detector, Scorer
+from wtflow.errors import DigestError, WTFlowError
+from wtflow.features.backbone import Backbone, BackboneParams, build_backbone, load_weights
+from wtflow.features.fusion import Fusion, FusionParams
+from wtflow.flow.coupling import CouplingParams
+from wtflow.flow.velocity import MiniUnet, VelocityParams
+from wtflow.params import Section
+from wtflow.scoring.calibration import Calibration
+from wtflow.scoring.density import ScoreParams
+
+FORMAT = 1
+FILES = ("config.json", "backbone.safetensors", "scorer.safetensors", "calibration.json", "provenance.json")
+
+
+class BundleConfig(Section):
+    """What is needed to build the networks that the weights fit."""
+
+    backbone: BackboneParams
+    fusion: FusionParams
+    channels: int
+    """C: fused feature channels."""
+    map_size: tuple[int, int]
+    """H, W of the feature map."""
+    coupling: CouplingParams
+    velocity: VelocityParams
+    score: ScoreParams
+    limits: ImageLimits
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle whose files were checked."""
+
+    path: Path
+    digest: str
+    config: BundleConfig
+    calibration: Calibration
+    provenance: dict[str, Any]
+
+    def detector(self, device: str = "cpu") -> Detector:
+        """Networks with their weights, in evaluation mode."""
+        config = self.config
+        backbone = build_backbone(config.backbone, load_weights(self.path / "backbone.safetensors"))
+        scorer = Scorer(
+            Fusion(config.fusion, config.channels, config.map_size),
+            MiniUnet(config.velocity, config.channels),
+            config.coupling,
+            config.score,
+        )
+        scorer.load_state_dict(load_weights(self.path / "scorer.safetensors"))
+        scorer.eval().requires_grad_(False)
+        return Detector(backbone.to(device), scorer.to(device), self.calibration, config.limits)
+
+
+def write_bundle(
+    path: Path,
+    config: BundleConfig,
+    backbone: Backbone,
+    scorer: Scorer,
+    calibration: Calibration,
+    provenance: dict[str, Any],
+) -> str:
+    """Write the folder in one step, replacing what was there; returns its digest."""
+    with replacing(path) as draft:
+        draft.mkdir(parents=True)
+        write_json(draft / "config.json", config.model_dump(mode="json"))
+        save_tensors(draft / "backbone.safetensors", backbone.network.state_dict())
+        save_tensors(draft / "scorer.safetensors", scorer.state_dict())
+        write_json(draft / "calibration.json", calibration.to_json())
+        write_json(draft / "provenance.json", provenance)
+        files = {name: sha256_file(draft / name) for name in FILES}
+        digest = digest_of(files)
+        write_json(draft / "bundle.json", {"format": FORMAT, "files": files, "digest": digest})
+    return digest
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Open a bundle, every file's SHA-256 compared with the recorded one.
+
+    Raises `DigestError` for a changed, missing or added file and `WTFlowError` for an unknown format.
+    """
+    header = read_json(path / "bundle.json")
+    if header.get("format") != FORMAT:
+        raise WTFlowError(
+            f"{path / 'bundle.json'}: format {header.get('format')}, this version reads {FORMAT}. Train the line again."
+        )
+    found = {file.name for file in path.iterdir()} - {"bundle.json"}
+    if found != set(FILES) or set(header["files"]) != set(FILES):
+        raise DigestError(
+            f"{path}: holds {sorted(found)}, a bundle holds {sorted(FILES)}. Fetch it again from the registry."
+        )
+    for name, digest in header["files"].items():
+        if sha256_file(path / name) != digest:
+            raise DigestError(
+                f"{path / name}: not the bytes that were written. Fetch the bundle again, or train the line again."
+            )
+    if digest_of(header["files"]) != header["digest"]:
+        raise DigestError(f"{path / 'bundle.json'}: its digest does not fit its files. Fetch the bundle again.")
+    return Bundle(
+        path,
+        header["digest"],
+        BundleConfig.parse(read_json(path / "config.json"), str(path / "config.json")),
+        Calibration.from_json(read_json(path / "calibration.json")),
+        read_json(path / "provenance.json"),
+    )

@@ -1,0 +1,167 @@
+"""Raw images -> manifest and rejected images. Nothing that was found is lost between the two.
+
+layout --SourceImage--> scan (read once, SHA-256, decode) --> copies out --> split by group --> manifest
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from wtflow.data.manifest import REJECTED_SCHEMA, Manifest, PrepareParams, Split, cut_from_train, split_of
+from wtflow.data.scan import Rejection, Scanned, scan, storable
+from wtflow.data.sources.layouts import LAYOUTS
+from wtflow.data.sources.source_image import SourceImage
+from wtflow.data.tree import files, linked_folders, visible
+from wtflow.data.version import data_version
+from wtflow.errors import WTFlowError
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the prepare stage leaves; `rejected` has the columns of `REJECTED_SCHEMA`, sorted by path."""
+
+    manifest: Manifest
+    rejected: pa.Table
+
+
+def prepare(
+    raw: Path,
+    line: str,
+    params: PrepareParams,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> Prepared:
+    """Look at every image of `raw` and give each usable one its place.
+
+    Splits go by group and by a stable hash: an image of new content never moves another one. Of several files
+    with the same bytes and label the first by path stays; with different labels none does. `on_image` hears
+    (done, total) as it proceeds. Raises `WTFlowError` for a missing source, too many rejected images, or
+    a split without normals.
+    """
+    if not raw.is_dir():
+        raise WTFlowError(
+            f"{raw}: no such folder. Bring the line's images (dvc repro fetch@{line}, or dvc pull), "
+            f"or copy your own there and type: dvc add {raw}"
+        )
+    sources = sorted(LAYOUTS[params.layout](raw, params), key=lambda source: source.path)
+    rejected = _not_in_layout(raw, sources)
+    found = len(sources) + len(rejected)
+    scanned: list[Scanned] = []
+    for done, outcome in enumerate(scan(raw, sources, params.limits), start=1):
+        if isinstance(outcome, Scanned):
+            scanned.append(outcome)
+        else:
+            rejected.append(outcome)
+        on_image(done, len(sources))
+    version = data_version(raw, {path: md5 for image in scanned for path, md5 in image.md5s.items()})
+    usable, set_aside = _distinct(scanned)
+    rejected += set_aside
+    _check_rejected(raw, found, rejected, params)
+    rows = [_row(image, line, params) for image in usable]
+    _check_splits(raw, line, rows)
+    return Prepared(Manifest.of_rows(rows, line, version), _rejected_table(rejected, line))
+
+
+def _not_in_layout(raw: Path, sources: Iterable[SourceImage]) -> list[Rejection]:
+    """Image files that the layout passes over (misnamed folders, masks of no image), and linked folders."""
+    named = {path for source in sources for path in (source.path, source.mask_path) if path}
+    strays = [
+        Rejection(storable(path), "not_in_layout", "an image file in a place that the layout gives no meaning")
+        for path in files(raw)
+        if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES and visible(path) and path not in named
+    ]
+    links = [
+        Rejection(storable(path), "linked_folder", "neither DVC nor this stage follows it: copy its images here")
+        for path in linked_folders(raw)
+    ]
+    return strays + links
+
+
+def _distinct(scanned: Iterable[Scanned]) -> tuple[list[Scanned], list[Rejection]]:
+    """Images of distinct bytes and no fault, and the rest with the reason. Keeps the order."""
+    copies: dict[str, list[Scanned]] = defaultdict(list)
+    for image in scanned:
+        copies[image.image_id].append(image)
+    usable, rejected = [], []
+    for same in copies.values():
+        if len({image.source.label for image in same}) > 1:
+            detail = "same bytes, other label: " + ", ".join(f"{i.source.path} {i.source.label}" for i in same)
+            rejected += [Rejection(image.source.path, "contradictory", detail) for image in same]
+            continue
+        rejected += [image.fault for image in same if image.fault]
+        sound = [image for image in same if not image.fault]
+        usable += sound[:1]
+        rejected += [Rejection(i.source.path, "duplicate", f"of {sound[0].source.path}") for i in sound[1:]]
+    return usable, rejected
+
+
+def _row(image: Scanned, line: str, params: PrepareParams) -> dict[str, Any]:
+    source = image.source
+    split: Split = "test"
+    if source.label == "normal" and source.split is None:
+        split = split_of(source.group, params)
+    elif source.label == "normal" and source.split == "train":
+        split = cut_from_train(source.group, params)
+    return {
+        "image_id": image.image_id,
+        "path": source.path,
+        "line": line,
+        "group": source.group,
+        "split": split,
+        "label": source.label,
+        "defect": source.defect,
+        "mask_path": source.mask_path,
+        "width": image.width,
+        "height": image.height,
+    }
+
+
+def _check_rejected(raw: Path, found: int, rejected: Sequence[Rejection], params: PrepareParams) -> None:
+    if not found:
+        raise WTFlowError(f"{raw}: layout {params.layout} finds no image there. Add images, or name another layout.")
+    if len(rejected) <= params.max_rejected_fraction * found:
+        return
+    counts = Counter(rejection.reason for rejection in rejected)
+    examples = [f"  {one.path}: {one.reason}: {one.detail}" for one in rejected[:5]]
+    reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+    raise WTFlowError(
+        "\n".join(
+            [
+                f"{raw}: {len(rejected)} of {found} images rejected ({reasons}); "
+                f"prepare.max_rejected_fraction is {params.max_rejected_fraction}. "
+                "Mend or remove them, or raise it. The first:",
+                *examples,
+            ]
+        )
+    )
+
+
+def _check_splits(raw: Path, line: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Every split needs normals, and no group's normals may be in two."""
+    splits: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["label"] == "normal":
+            splits[row["group"]].add(row["split"])
+    torn = sorted(group for group, found in splits.items() if len(found) > 1)
+    if torn:
+        raise WTFlowError(
+            f"{raw}: normals of group {torn[0]!r} are in {' and '.join(sorted(splits[torn[0]]))} "
+            f"({len(torn)} such groups). Move each group to one side, or narrow "
+            f"lines.{line}.prepare.group_pattern."
+        )
+    empty = [split for split in ("train", "calibrate", "test") if {split} not in splits.values()]
+    if empty:
+        raise WTFlowError(
+            f"{raw}: no normal image falls to {' and '.join(empty)}; normals form {len(splits)} groups. "
+            "Add images, make groups smaller, or change test_fraction, calibrate_fraction or salt."
+        )
+
+
+def _rejected_table(rejected: Iterable[Rejection], line: str) -> pa.Table:
+    rows = [{"line": line, **asdict(rejection)} for rejection in sorted(rejected, key=lambda one: one.path)]
+    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)

@@ -1,0 +1,52 @@
+"""Solar cells: `labels.csv` (columns path, probability, cell) beside the images it names.
+
+Probability of a defect, as experts judged: 0 is normal, 1 anomalous; 1/3 and 2/3 are uncertain. `cell` counts
+all cells of the data set from 0, in file order. Neighbours come from one module, so the groups are blocks of
+consecutive cells.
+"""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from wtflow.data.manifest import Label, PrepareParams
+from wtflow.data.sources.source_image import SourceImage
+from wtflow.errors import WTFlowError
+
+COLUMNS = ("path", "probability", "cell")
+JUDGEMENTS: tuple[tuple[float, Label, str], ...] = (
+    (0.0, "normal", ""),
+    (1 / 3, "uncertain", "probability 1/3"),
+    (2 / 3, "uncertain", "probability 2/3"),
+    (1.0, "anomalous", "defective"),
+)
+
+
+def images(raw: Path, params: PrepareParams) -> Iterator[SourceImage]:
+    """One image a row of labels.csv. No split of its own, no masks."""
+    path = raw / "labels.csv"
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise WTFlowError(f"{path}: first line has to be {','.join(COLUMNS)}, found {reader.fieldnames}.")
+            for row in reader:
+                yield _image(row, f"{path}:{reader.line_num}", params)
+    except FileNotFoundError:
+        raise WTFlowError(
+            f"{path}: not there, layout elpv needs it. Type: dvc repro fetch, or name the layout."
+        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise WTFlowError(f"{path}: not a CSV file in UTF-8 ({error}).") from None
+
+
+def _image(row: dict[str, str], where: str, params: PrepareParams) -> SourceImage:
+    try:
+        probability, cell = float(row["probability"]), int(row["cell"])
+    except (TypeError, ValueError):
+        raise WTFlowError(f"{where}: probability has to be a number and cell a whole one, found {row}.") from None
+    for value, label, defect in JUDGEMENTS:
+        if abs(probability - value) < 1e-3 and cell >= 0:
+            group = f"block{cell // params.group_block:04d}"
+            return SourceImage(row["path"], group, None, label, defect, None)
+    raise WTFlowError(f"{where}: probability has to be 0, 1/3, 2/3 or 1 and cell not below 0, found {row}.")

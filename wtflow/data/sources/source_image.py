@@ -1,0 +1,37 @@
+"""What a layout says about an image, before anybody has opened it."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from wtflow.data.manifest import Label, PrepareParams, Split
+
+
+@dataclass(frozen=True)
+class SourceImage:
+    """One image of a raw folder. Paths are relative to it, with slashes."""
+
+    path: str
+    group: str
+    """Images that may not be parted between train, calibrate and test; "" if its name does not tell."""
+    split: Split | None
+    """The data set's own split, None where it has none. `train` may still be cut into train and calibrate."""
+    label: Label
+    defect: str
+    """Kind of defect, "" for normal."""
+    mask_path: str | None
+    """Where the mask has to be; None where the layout has no mask for this image."""
+
+
+Source = Callable[[Path, PrepareParams], Iterator[SourceImage]]
+"""A layout: every image it finds in the raw folder. A folder of another layout raises `WTFlowError`."""
+
+
+def group_of(path: str, params: PrepareParams) -> str:
+    """The group that a name tells: what `group_pattern` finds ("" if nothing), or the file itself."""
+    place = PurePosixPath(path)
+    if params.group_pattern is None:
+        return place.with_suffix("").as_posix()
+    match = re.search(params.group_pattern, place.stem)
+    return (match[1] or "") if match else ""

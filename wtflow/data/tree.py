@@ -1,0 +1,31 @@
+"""What lies in a folder of raw images, seen as DVC sees it."""
+
+import os
+from pathlib import Path, PurePosixPath
+
+NOT_DATA = frozenset({".git", ".hg", ".dvc"})
+
+
+def files(folder: Path) -> list[str]:
+    """Every file below `folder`, links to files too, not what is behind linked folders. Relative, sorted."""
+    return _walk(folder)[0]
+
+
+def linked_folders(folder: Path) -> list[str]:
+    """Links to folders below `folder`. Nothing behind them is data: DVC does not follow them either."""
+    return _walk(folder)[1]
+
+
+def visible(path: str) -> bool:
+    """Whether no part of the path begins with a dot."""
+    return not any(part.startswith(".") for part in PurePosixPath(path).parts)
+
+
+def _walk(folder: Path) -> tuple[list[str], list[str]]:
+    found, links = [], []
+    for top, folders, names in os.walk(folder):
+        place = Path(top).relative_to(folder)
+        links += [(place / name).as_posix() for name in folders if Path(top, name).is_symlink()]
+        found += [(place / name).as_posix() for name in names if name not in NOT_DATA]
+        folders[:] = [name for name in folders if name not in NOT_DATA]
+    return sorted(found), sorted(links)

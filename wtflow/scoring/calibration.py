@@ -1,0 +1,85 @@
+"""What a score means, from normal photographs alone: split conformal prediction (docs/equations.md, E7).
+
+If the n calibration scores and a new normal score s are exchangeable, then P(p(s) <= a) <= a for every a, and a line
+that flags s above `threshold` flags at most the share `target_fpr` of normals, averaged over calibration sets.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
+
+from wtflow.errors import WTFlowError
+from wtflow.params import Section
+
+
+class CalibrationParams(Section):
+    """What is asked of the threshold."""
+
+    target_fpr: Annotated[float, Field(gt=0, lt=1)]
+    """Share of normal images that may be flagged."""
+    pixel_quantile: Annotated[float, Field(gt=0, lt=1)]
+    """Share of places of normal images whose energy lies below the pixel threshold, the middle of the colour scale."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Scores of the calibration normals, ascending, and what follows from them."""
+
+    scores: NDArray[np.float64]
+    target_fpr: float
+    pixel_threshold: float
+
+    @property
+    def threshold(self) -> float:
+        """The ceil((n + 1)(1 - target_fpr))-th smallest calibration score; above it an image is anomalous."""
+        return float(self.scores[conformal_rank(len(self.scores), self.target_fpr) - 1])
+
+    def p_value(self, score: ArrayLike) -> NDArray[np.float64]:
+        """(1 + number of calibration scores >= score) / (n + 1): in [1/(n+1), 1], small for anomalies."""
+        at_least = len(self.scores) - np.searchsorted(self.scores, np.asarray(score), side="left")
+        return np.asarray((1.0 + at_least) / (len(self.scores) + 1.0), dtype=np.float64)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; floats survive the round trip exactly."""
+        return {
+            "scores": self.scores.tolist(),
+            "target_fpr": self.target_fpr,
+            "pixel_threshold": self.pixel_threshold,
+            "threshold": self.threshold,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Calibration":
+        """Inverse of `to_json`."""
+        return cls(np.asarray(values["scores"], dtype=np.float64), values["target_fpr"], values["pixel_threshold"])
+
+
+def conformal_rank(count: int, target_fpr: float) -> int:
+    """Rank (from 1) of the threshold among `count` scores. Raises when `count` is too small for the rate."""
+    # the tolerance keeps (n + 1)(1 - a) = 19.000000000000004 from becoming rank 20
+    rank = math.ceil((count + 1) * (1 - target_fpr) - 1e-9)
+    if rank > count:
+        needed = math.ceil(1 / target_fpr - 1 - 1e-9)
+        raise WTFlowError(
+            f"train.calibration.target_fpr: {target_fpr} needs at least {needed} calibration images, not {count}. "
+            "Add normal images, raise prepare.calibrate_fraction, or raise target_fpr."
+        )
+    return rank
+
+
+def calibrate(
+    scores: NDArray[np.float64], place_energies: NDArray[np.float32], params: CalibrationParams
+) -> Calibration:
+    """Calibration from the scores and the maps' values of the `calibrate` normals.
+
+    Raises `WTFlowError` for a rate that so few scores cannot hold, and for scores that are not finite.
+    """
+    if not np.isfinite(scores).all():
+        raise WTFlowError("calibration: a score is not finite: training diverged. Lower train.learning_rate.")
+    conformal_rank(len(scores), params.target_fpr)
+    pixel_threshold = float(np.quantile(place_energies, params.pixel_quantile))
+    return Calibration(np.sort(scores.astype(np.float64)), params.target_fpr, pixel_threshold)

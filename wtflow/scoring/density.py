@@ -1,0 +1,34 @@
+"""From a transported sample to an energy for each place (docs/equations.md, E6)."""
+
+from typing import Literal
+
+import torch
+
+from wtflow.params import Section
+from wtflow.shapes import AnomalyMap, FeatureMap, ImageScores
+
+
+class ScoreParams(Section):
+    """How a transported sample becomes an image's score."""
+
+    kind: Literal["energy", "density"]
+    """`energy`: 0.5 mean_c y^2, the negative log of the density proxy. `density`: 1 - exp(-energy), the proxy."""
+    top_fraction: float
+    """The image score is the mean over this share of the image's places, the highest ones; in (0, 1]."""
+
+
+def energy(y_BCHW: FeatureMap) -> AnomalyMap:
+    """-log of the density proxy, up to a constant: half the mean square over the channels. 0 in the well."""
+    return 0.5 * y_BCHW.square().mean(dim=1)
+
+
+def scored(energy_BHW: AnomalyMap, params: ScoreParams) -> AnomalyMap:
+    """The map on the scale that `params` asks for."""
+    return energy_BHW if params.kind == "energy" else -torch.expm1(-energy_BHW)
+
+
+def top_mean(map_BYX: AnomalyMap, fraction: float) -> ImageScores:
+    """Mean of the highest `fraction` of an image's places, at least one."""
+    flat_BN = map_BYX.flatten(1)
+    count = max(1, round(fraction * flat_BN.shape[1]))
+    return flat_BN.topk(count, dim=1).values.mean(dim=1)

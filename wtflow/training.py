@@ -1,0 +1,210 @@
+"""Training the field of one product line: a plain loop that knows no cluster.
+
+Determinism: the order of the images, their times and their noise are functions of (seed, epoch, step) for the whole
+global batch, and every worker takes its own rows of it. Nothing random needs to be in a checkpoint, and a run that was
+killed and resumed ends with the same weights as one that was not.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from wtflow.artefact import read_json, save_tensors, sha256_file, write_json
+from wtflow.data.shards import FeatureShards
+from wtflow.detector import Scorer
+from wtflow.errors import DigestError, WTFlowError
+from wtflow.features.fusion import FusionParams, build_fusion
+from wtflow.flow.coupling import COUPLINGS, CouplingParams
+from wtflow.flow.loss import matching_loss
+from wtflow.flow.path import interpolate, uniform_times
+from wtflow.flow.velocity import MiniUnet, VelocityParams
+from wtflow.params import Section
+from wtflow.scoring.calibration import CalibrationParams
+from wtflow.scoring.density import ScoreParams
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class TrainParams(Section):
+    """Settings of the train stage."""
+
+    seed: Annotated[int, Field(ge=0)]
+    """Of the weights, the order of images, times and noise."""
+    epochs: Count
+    batch_size: Count
+    """Images a step over all workers together."""
+    learning_rate: Positive
+    """Of AdamW at its highest: it rises over `warmup_fraction` of the steps and falls to 0 on a half cosine."""
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    fusion: FusionParams
+    coupling: CouplingParams
+    velocity: VelocityParams
+    score: ScoreParams
+    calibration: CalibrationParams
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch came to."""
+
+    epoch: int
+    """From 0."""
+    loss: float
+    """Mean over the images of the matching loss; about 1 + var(x0) for a field that knows nothing."""
+    learning_rate: float
+    """At the epoch's last step."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which share of each global batch this process works on, and where."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+
+@dataclass
+class TrainingState:
+    """Everything a run needs to go on: head, optimiser, and the epochs behind it."""
+
+    scorer: Scorer
+    optimiser: torch.optim.AdamW
+    history: list[Epoch]
+
+    def save(self, folder: Path) -> None:
+        """Write the state to `folder`: two safetensors files, and a JSON last that holds their digests."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(folder / "scorer.safetensors", self.scorer.state_dict())
+        save_tensors(folder / "optimiser.safetensors", _flat(self.optimiser))
+        files = {name: sha256_file(folder / name) for name in ("scorer.safetensors", "optimiser.safetensors")}
+        write_json(folder / "state.json", {"history": [asdict(epoch) for epoch in self.history], "files": files})
+
+    def load(self, folder: Path) -> None:
+        """Continue from `folder`. A half-written or altered state raises `DigestError` and changes nothing."""
+        try:
+            header = read_json(folder / "state.json")
+            for name, digest in header["files"].items():
+                if sha256_file(folder / name) != digest:
+                    raise DigestError(f"{folder / name}: not the bytes that were written.")
+            weights = load_file(folder / "scorer.safetensors")
+            moments = load_file(folder / "optimiser.safetensors")
+        except (WTFlowError, OSError, KeyError, SafetensorError) as error:
+            raise DigestError(f"{folder}: this checkpoint is damaged ({error})") from error
+        self.scorer.load_state_dict(weights)
+        _unflatten(self.optimiser, moments)
+        self.history = [Epoch(**epoch) for epoch in header["history"]]
+
+
+def start(shards: FeatureShards, params: TrainParams) -> TrainingState:
+    """A head with fresh weights and the channel statistics of the `train` images; the same for the same seed.
+
+    Raises `WTFlowError` for a level that was not extracted or a map that the field cannot take.
+    """
+    rows = shards.rows(split="train")
+    torch.manual_seed(params.seed)
+    fusion = build_fusion(params.fusion, shards.batch(rows[:1]), tuple(shards.header["backbone"]["image_size"]))
+    fusion.learn_statistics(shards.batches(rows, 32))
+    network = MiniUnet(params.velocity, fusion.channels)
+    scorer = Scorer(fusion, network, params.coupling, params.score)
+    optimiser = torch.optim.AdamW(
+        network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, betas=(0.9, 0.999)
+    )
+    return TrainingState(scorer, optimiser, [])
+
+
+def train(
+    state: TrainingState,
+    shards: FeatureShards,
+    params: TrainParams,
+    place: Place = Place(),
+    wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
+    on_epoch: Callable[[TrainingState, Epoch], None] = lambda state, epoch: None,
+) -> None:
+    """Run the epochs over the `train` images that `state` has not seen.
+
+    `wrap` may distribute the network; `on_epoch` may keep the state.
+
+    Raises `WTFlowError` when the loss stops being finite.
+    """
+    state.scorer.to(place.device)
+    network = wrap(state.scorer.field)
+    rows = shards.rows(split="train")
+    steps = math.ceil(len(rows) / params.batch_size)
+    for epoch in range(len(state.history), params.epochs):
+        network.train()
+        total = torch.zeros((), device=place.device)
+        for step, (batch, generator) in enumerate(_global_batches(len(rows), params, epoch)):
+            share = slice(place.rank, None, place.world_size)
+            rate = learning_rate(params, epoch * steps + step, params.epochs * steps)
+            for group in state.optimiser.param_groups:
+                group["lr"] = rate
+            chosen = [rows[index] for index in batch.tolist()]
+            x0_BCHW = state.scorer.fusion(_to(shards.batch(chosen), place.device))
+            x1_BCHW = COUPLINGS[params.coupling.kind].draw(x0_BCHW.cpu(), generator).to(place.device)
+            t_B = uniform_times(len(chosen), generator).to(place.device)
+            sample = interpolate(x0_BCHW[share], x1_BCHW[share], t_B[share])
+            with torch.autocast(place.device.type, torch.bfloat16, enabled=place.device.type == "cuda"):
+                loss_B = matching_loss(network, sample)
+            state.optimiser.zero_grad(set_to_none=True)
+            # the mean over the global batch, whatever the workers' shares: DDP averages over workers
+            (loss_B.sum() * (place.world_size / len(chosen))).backward()  # type: ignore[no-untyped-call]
+            state.optimiser.step()
+            total += loss_B.detach().sum()
+        done = _finished(total, epoch, rate, len(rows), place)
+        state.history.append(done)
+        on_epoch(state, done)
+    state.scorer.eval()
+
+
+def _finished(total: Tensor, epoch: int, rate: float, images: int, place: Place) -> Epoch:
+    if place.world_size > 1:
+        torch.distributed.all_reduce(total)
+    loss = total.item() / images
+    if not math.isfinite(loss):
+        raise WTFlowError(f"training: the loss of epoch {epoch} is {loss}. Lower train.learning_rate.")
+    return Epoch(epoch, loss, rate)
+
+
+def learning_rate(params: TrainParams, step: int, steps: int) -> float:
+    """Rate of a step: linear rise over the warm-up, then half a cosine to 0."""
+    warmup = params.warmup_fraction * steps
+    if step < warmup:
+        return params.learning_rate * (step + 1) / (warmup + 1)
+    return params.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+def _global_batches(count: int, params: TrainParams, epoch: int) -> Iterator[tuple[Tensor, torch.Generator]]:
+    """Every image once, in an order of its own each epoch, with the generator of that step's times and noise."""
+    generator = torch.Generator().manual_seed(params.seed * 1_000_003 + epoch)
+    for batch in torch.randperm(count, generator=generator).split(params.batch_size):  # type: ignore[no-untyped-call]
+        yield batch, generator
+
+
+def _to(levels: dict[int, Tensor], device: torch.device) -> dict[int, Tensor]:
+    if device.type != "cuda":
+        return levels
+    return {level: maps.pin_memory().to(device, non_blocking=True) for level, maps in levels.items()}
+
+
+def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = optimiser.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def _unflatten(optimiser: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
