@@ -40,7 +40,7 @@ def histogram(scores: Mapping[str, NDArray[np.float64]], threshold: float) -> by
     low, high = everything.min(), max(everything.max(), np.nextafter(everything.min(), np.inf))
     edges = (np.geomspace if logarithmic else np.linspace)(low, high, BINS + 1)
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(8.0, 0.8 + 1.35 * len(shown)), layout="constrained")
+        figure = Figure(figsize=(6.2, 0.6 + 1.25 * len(shown)), layout="constrained")
         panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
         for panel, (label, values) in zip(panels, shown.items(), strict=True):
             _histogram_panel(panel, label, values, edges, threshold)
@@ -67,7 +67,7 @@ def roc_curve(
     """TPR over FPR, with `point` = (FPR, TPR) at the threshold in use and the FPR that was asked for."""
     fpr, tpr = roc(normal, anomalous)
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(5.0, 4.6), layout="constrained")
+        figure = Figure(figsize=(4.3, 4.3), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
         axes.axvline(
@@ -96,5 +96,5 @@ def _png(figure: Figure) -> bytes:
     """No date, no version of matplotlib among the metadata."""
     buffer = BytesIO()
     FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
     return buffer.getvalue()

@@ -9,6 +9,7 @@ from scipy import stats
 from pipelines.charts import histogram, roc_curve
 from pipelines.evaluation import Evaluation
 from pipelines.gallery import colour_scale, data_uri, galleries
+from wtflow.scoring.calibration import Calibration, conformal_rank
 from wtflow.scoring.metrics import auroc
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
@@ -34,18 +35,32 @@ class Count:
 
 @dataclass(frozen=True)
 class Interval:
-    """Clopper-Pearson interval of a share, taking the images as independent."""
+    """A range of shares that holds with 95 %, taking the images as independent."""
 
     low: float
     high: float
 
-    @classmethod
-    def of(cls, count: Count) -> "Interval":
-        """95 % interval of `count.share`; [0, 1] if there are no images."""
-        if not count.images:
-            return cls(0.0, 1.0)
-        bounds = stats.binomtest(count.flagged, count.images).proportion_ci(CONFIDENCE, method="exact")
-        return cls(float(bounds.low), float(bounds.high))
+
+def clopper_pearson(count: Count) -> Interval | None:
+    """What the true share may be behind `count.share`; None if there are no images."""
+    if not count.images:
+        return None
+    bounds = stats.binomtest(count.flagged, count.images).proportion_ci(CONFIDENCE, method="exact")
+    return Interval(float(bounds.low), float(bounds.high))
+
+
+def expected_fpr(calibration: Calibration, images: int) -> Interval | None:
+    """Where the FPR on `images` new normal images may fall if they are like the calibration normals.
+
+    The threshold is the k-th smallest of n calibration scores, itself drawn by chance: its false-alarm rate follows
+    Beta(n + 1 - k, k), and so the number flagged is beta-binomial. None if there are no images.
+    """
+    if not images:
+        return None
+    n = len(calibration.scores)
+    k = conformal_rank(n, calibration.target_fpr)
+    low, high = stats.betabinom(images, n + 1 - k, k).interval(CONFIDENCE)
+    return Interval(float(low) / images, float(high) / images)
 
 
 def report(evaluation: Evaluation, raw: Path, gallery_size: int) -> str:
@@ -60,8 +75,9 @@ def report(evaluation: Evaluation, raw: Path, gallery_size: int) -> str:
         evaluation=evaluation,
         metrics=evaluation.metrics(),
         counts=counts,
-        false_alarms=Interval.of(counts["normal"]),
-        found=Interval.of(counts["anomalous"]),
+        expected=expected_fpr(evaluation.bundle.calibration, counts["normal"].images),
+        fpr_interval=clopper_pearson(counts["normal"]),
+        tpr_interval=clopper_pearson(counts["anomalous"]),
         f1=f1(counts["normal"], counts["anomalous"]),
         defects=defects(evaluation),
         histogram=histogram_uri(evaluation),

@@ -51,8 +51,10 @@ def main(line: str) -> None:
     ray_train.forget(name, settings)
     Console().print(
         f"train {line}: {params.epochs} epochs, loss {state.history[-1].loss:.4f}, "
-        f"threshold {calibration.threshold:.4f} for {calibration.target_fpr:.1%} false alarms from {len(calibration.scores)} normals; bundle {digest[:12]}",
+        f"threshold {calibration.threshold:.4f} "
+        f"for {calibration.target_fpr:.1%} false alarms from {len(calibration.scores)} normals; bundle {digest[:12]}",
         highlight=False,
+        soft_wrap=True,
     )
 
 

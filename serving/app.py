@@ -6,6 +6,7 @@ Ray runs on this machine unless `RAY_ADDRESS` names a cluster. Only what was sta
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -132,12 +133,18 @@ def _application(champions: Sequence[Champion], settings: ServeSettings) -> Iter
         serve.run(build_application(champions, settings), name=APPLICATION, route_prefix="/", logging_config=LOGGING)
         yield
     except RuntimeError as error:
-        found = serve.status().applications[APPLICATION]
-        reasons = [deployment.message for deployment in found.deployments.values() if deployment.message]
-        raise WTFlowError("the service did not start.\n" + "\n".join(reasons or [str(error)])) from error
+        found = serve.status().applications[APPLICATION].deployments
+        reasons = [f"  {name}: {_cause(one.message)}" for name, one in found.items() if one.message]
+        raise WTFlowError("\n".join(["the service did not start", *(reasons or [str(error)])])) from error
     finally:
         _signals(signal.SIG_IGN)
         serve.delete(APPLICATION)
+
+
+def _cause(message: str) -> str:
+    """What one of our own errors says inside the traceback that Serve reports, else all of the report."""
+    said = re.findall(r"^wtflow\.errors\.\w+: (.*)$", message, re.MULTILINE)
+    return said[-1] if said else message
 
 
 def _announce(champions: Sequence[Champion], settings: ServeSettings) -> None:

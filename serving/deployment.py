@@ -1,6 +1,7 @@
 """The service on Ray Serve: a gateway that speaks HTTP, and a deployment a line.
 
-docs/adr/0004-serving-topology.md says why.
+docs/adr/0004-serving-topology.md says why. torch is imported by the replicas of lines only: the gateway and the starter
+of the service stay small.
 
     client --HTTP--> Gateway (api.create_app) --handle--> line-<name> (scorer.LineScorer, batches) --> reply
 """
@@ -8,11 +9,9 @@ docs/adr/0004-serving-topology.md says why.
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from fastapi import FastAPI
-from PIL import Image
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -23,10 +22,13 @@ from serving.api import create_app
 from serving.refusal import Refusal, not_ready, overloaded
 from serving.resolve import Champion
 from serving.schema import LineInfo, ScoreReply
-from serving.scorer import LineScorer
 from serving.service import ScoringService
 from serving.settings import ServeSettings
-from wtflow.detector import Verdict
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from wtflow.detector import Verdict
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,12 +37,16 @@ class LineReplica:
     """A replica: one process, one line, one pinned model version, loaded before the first request."""
 
     def __init__(self, champion: Champion, settings: ServeSettings) -> None:
+        import torch
+
+        from serving.scorer import LineScorer, verdicts_together
+
         torch.set_num_threads(settings.threads)
         loaded = resolve.load(champion)
         detector = loaded.detector
 
-        async def judge(pictures: list[Image.Image]) -> list[Verdict]:
-            return await asyncio.to_thread(detector.verdicts, pictures)
+        async def judge(pictures: "list[Image.Image]") -> "list[Verdict]":
+            return await asyncio.to_thread(verdicts_together, detector, pictures)
 
         batched = serve.batch(
             max_batch_size=settings.max_batch_size, batch_wait_timeout_s=settings.batch_wait_ms / 1000

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from serving.scorer import LoadedLine, loaded_line
-from wtflow.bundle import load_bundle
 from wtflow.errors import DigestError, WTFlowError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from serving.scorer import LoadedLine
+    from wtflow.bundle import Bundle
 
 MODEL_PREFIX = "wtflow-"
 ALIAS = "champion"
@@ -36,6 +37,9 @@ class Champion:
     """Tag `bundle_digest` of the version: what its bundle has to be."""
     sample_image: str | None
     """Tag `sample_image`: path of a photograph to try."""
+
+    def __str__(self) -> str:
+        return f"{self.model} version {self.version}"
 
 
 def registry_uri() -> str:
@@ -68,36 +72,51 @@ def champions(uri: str) -> list[Champion]:
     return found
 
 
-def load(champion: Champion) -> LoadedLine:
+def load(champion: Champion) -> "LoadedLine":
     """Download the pinned version's bundle, check every byte of it and build its detector."""
+    from serving.scorer import loaded_line
+
+    with tempfile.TemporaryDirectory(prefix="wtflow-bundle-") as folder:
+        bundle = _checked_bundle(champion, _downloaded(champion, folder))
+        return loaded_line(bundle, champion.line, champion.model, champion.version)
+
+
+def _downloaded(champion: Champion, folder: str) -> Path:
+    """The one bundle among the version's files, copied below `folder`."""
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    name = f"{champion.model} version {champion.version}"
-    mlflow.set_tracking_uri(champion.registry)
-    mlflow.set_registry_uri(champion.registry)
-    with tempfile.TemporaryDirectory(prefix="wtflow-bundle-") as folder:
-        try:
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=f"models:/{champion.model}/{champion.version}", dst_path=folder
-            )
-        except (MlflowException, OSError) as error:
-            raise WTFlowError(
-                f"registry {champion.registry}: the files of {name} did not come: {error}. "
-                "Are the artifacts where the registry says, and readable from here?"
-            ) from error
-        bundles = sorted(Path(folder).rglob("bundle.json"))
-        if len(bundles) != 1:
-            raise WTFlowError(
-                f"{name}: holds {len(bundles)} bundles, one is needed. Register the line again: make repro"
-            )
-        bundle = load_bundle(bundles[0].parent)
-        if champion.digest is not None and bundle.digest != champion.digest:
-            raise DigestError(
-                f"{name}: its bundle is {bundle.digest[:12]}, its tag says {champion.digest[:12]}. "
-                "Register the line again: make repro"
-            )
-        return loaded_line(bundle, champion.line, champion.model, champion.version)
+    try:
+        mlflow.artifacts.download_artifacts(
+            f"models:/{champion.model}/{champion.version}",
+            dst_path=folder,
+            tracking_uri=champion.registry,
+            registry_uri=champion.registry,
+        )
+    except (MlflowException, OSError) as error:
+        raise WTFlowError(
+            f"registry {champion.registry}: the files of {champion} did not come: {error}. "
+            "Are the artifacts where the registry says, and readable from here?"
+        ) from error
+    bundles = sorted(Path(folder).rglob("bundle.json"))
+    if len(bundles) != 1:
+        raise WTFlowError(f"{champion}: holds {len(bundles)} bundles, one is needed. Register it again: make repro")
+    return bundles[0].parent
+
+
+def _checked_bundle(champion: Champion, path: Path) -> "Bundle":
+    from wtflow.bundle import load_bundle
+
+    try:
+        bundle = load_bundle(path)
+    except DigestError as error:
+        raise DigestError(f"{champion}: {error}") from error
+    if champion.digest is not None and bundle.digest != champion.digest:
+        raise DigestError(
+            f"{champion}: its bundle is {bundle.digest[:12]}, its tag says {champion.digest[:12]}. "
+            "Register the line again: make repro"
+        )
+    return bundle
 
 
 def _check_file(uri: str) -> None:

@@ -4,7 +4,6 @@ import shlex
 from pathlib import Path
 
 from serving.resolve import Champion
-from wtflow.data.manifest import Manifest
 from wtflow.errors import WTFlowError
 
 RAW, PREPARED = Path("data/raw"), Path("data/prepared")
@@ -31,6 +30,8 @@ def _first_test_image(folder: Path, manifest: Path) -> Path | None:
     """The first anomalous test image that is on disk, else the first normal one."""
     if not manifest.is_file():
         return None
+    from wtflow.data.manifest import Manifest  # brings torch
+
     try:
         rows = Manifest.read(manifest).rows("test")
     except WTFlowError:  # a manifest of another version: any image will do

@@ -6,6 +6,8 @@ process leaves either the old file, or the new one, or a `*.tmp-*` that nobody r
 
 import hashlib
 import json
+import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -81,8 +84,24 @@ def read_json(path: Path) -> Any:
         raise WTFlowError(f"{path}: not valid JSON ({error}). Remove it and run the stage again.") from None
 
 
-def save_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors, from whichever device and layout they have. The same values give the same bytes."""
+def save_tensors(path: Path, named: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, from whichever device and layout they have. The same values give the same bytes,
+    if `metadata` has one key at most: safetensors writes several in no fixed order.
+
+    Raises `OSError` with the errno of a write that failed, e.g. ENOSPC.
+    """
     whole = {name: value.detach().cpu().contiguous() for name, value in named.items()}
     with replacing(path) as draft:
-        save_file(whole, draft)
+        draft.touch()
+        mode = draft.stat().st_mode
+        try:
+            save_file(whole, draft, None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            raise _os_error(error, path) from error
+        draft.chmod(mode)  # safetensors leaves a file that only its owner may read
+
+
+def _os_error(error: SafetensorError, path: Path) -> Exception:
+    """What the operating system said, which safetensors reports as text."""
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1])), str(path)) if code else error

@@ -102,6 +102,8 @@ def load_bundle(path: Path) -> Bundle:
         raise WTFlowError(
             f"{path / 'bundle.json'}: format {header.get('format')}, this version reads {FORMAT}. Train the line again."
         )
+    if set(header) != {"format", "files", "digest"}:
+        raise DigestError(f"{path / 'bundle.json'}: holds {sorted(header)}. Fetch the bundle again.")
     found = {file.name for file in path.iterdir()} - {"bundle.json"}
     if found != set(FILES) or set(header["files"]) != set(FILES):
         raise DigestError(

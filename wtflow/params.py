@@ -19,6 +19,8 @@ class Section(BaseModel):
         """Validate plain values (as YAML or JSON gives them). `where` names their place in the error."""
         try:
             return cls.model_validate_json(json.dumps(values))
+        except TypeError as error:  # a date, which YAML makes of 2026-11-24
+            raise WTFlowError(f"settings of {where} are wrong: {error}. Put quotes around a text.") from None
         except ValidationError as error:
             lines = [
                 f"  {'.'.join([where, *map(str, item['loc'])])}: {item['msg']} (found {item['input']!r})"

@@ -109,7 +109,7 @@ class TrainingState:
 def start(shards: FeatureShards, params: TrainParams) -> TrainingState:
     """A head with fresh weights and the channel statistics of the `train` images; the same for the same seed.
 
-    Raises `WTFlowError` for a level that was not extracted or a map that the field cannot take.
+    Raises `WTFlowError` for a level that was not extracted.
     """
     rows = shards.rows(split="train")
     torch.manual_seed(params.seed)
@@ -135,7 +135,7 @@ def train(
 
     `wrap` may distribute the network; `on_epoch` may keep the state.
 
-    Raises `WTFlowError` when the loss stops being finite.
+    Raises `WTFlowError` when the loss stops being finite, and for maps whose sides the field cannot halve twice.
     """
     state.scorer.to(place.device)
     network = wrap(state.scorer.field)

@@ -1,4 +1,4 @@
-import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,12 @@ LINES = {"line-a": 0, "line-b": 1}
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quiet_mlflow() -> None:
-    os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
+def _quiet_mlflow() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        patch.setenv("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        patch.setenv("DO_NOT_TRACK", "true")
+        yield
 
 
 @pytest.fixture(scope="session")

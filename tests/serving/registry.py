@@ -22,6 +22,7 @@ mlflow.models.set_model(Nothing())
 def register(uri: str, line: str, bundle: Path | None, folder: Path, tags: dict[str, str] | None = None) -> int:
     """A new version of `wtflow-<line>` with the bundle among its artifacts; returns its number."""
     mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
     if mlflow.get_experiment_by_name("wtflow") is None:
         mlflow.create_experiment("wtflow", artifact_location=(folder / "artifacts").as_uri())
     mlflow.set_experiment("wtflow")
@@ -38,4 +39,4 @@ def register(uri: str, line: str, bundle: Path | None, folder: Path, tags: dict[
 
 def crown(uri: str, line: str, version: int) -> None:
     """Set the alias that is served."""
-    mlflow.MlflowClient(uri).set_registered_model_alias(f"wtflow-{line}", "champion", str(version))
+    mlflow.MlflowClient(uri, uri).set_registered_model_alias(f"wtflow-{line}", "champion", str(version))

@@ -27,7 +27,7 @@ def registry(folder: Path, bundles: dict[str, Path]) -> str:
     register(uri, "line-c", bundles["line-a"], folder)
     crown(uri, "line-a", 1)
     crown(uri, "line-b", 1)
-    mlflow.MlflowClient(uri).create_registered_model("somebody-elses")
+    mlflow.MlflowClient(uri, uri).create_registered_model("somebody-elses")
     return uri
 
 
@@ -74,13 +74,13 @@ def test_bundle_that_is_not_the_tagged_one(folder: Path, registry: str, bundles:
 @pytest.mark.slow
 def test_one_changed_byte_is_refused(folder: Path, registry: str, bundles: dict[str, Path]) -> None:
     version = register(registry, "line-e", bundles["line-a"], folder)
-    store = Path(mlflow.MlflowClient(registry).get_model_version_download_uri("wtflow-line-e", str(version)))
-    newest = max(folder.rglob("scorer.safetensors"), key=lambda path: path.stat().st_mtime_ns)
-    assert store.name in str(newest)
-    damaged = bytearray(newest.read_bytes())
+    client = mlflow.MlflowClient(registry, registry)
+    stored = client.get_model_version_download_uri("wtflow-line-e", str(version)).removeprefix("file://")
+    weights = next(Path(stored).rglob("scorer.safetensors"))
+    damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
-    newest.write_bytes(damaged)
-    with pytest.raises(DigestError, match=r"scorer\.safetensors"):
+    weights.write_bytes(damaged)
+    with pytest.raises(DigestError, match=r"^wtflow-line-e version 1: .*scorer\.safetensors"):
         load(resolve.Champion(registry, "line-e", "wtflow-line-e", version, None, None))
 
 
@@ -100,7 +100,7 @@ def test_version_that_is_gone(registry: str) -> None:
 @pytest.mark.slow
 def test_registry_without_champions(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client = mlflow.MlflowClient(uri)
+    client = mlflow.MlflowClient(uri, uri)
     client.search_experiments()
     with pytest.raises(WTFlowError, match=r"no model wtflow-<line>.*make repro"):
         champions(uri)

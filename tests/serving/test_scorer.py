@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from serving.refusal import Refusal
-from serving.scorer import LineScorer, LoadedLine
+from serving.scorer import LineScorer, LoadedLine, verdicts_together
 from tests.serving.lines import encoded, picture
 from wtflow.detector import Verdict
 
@@ -20,7 +20,7 @@ def test_batch_does_not_change_a_score(loaded: dict[str, LoadedLine]) -> None:
         together = [
             verdict.score
             for start in range(0, len(pictures), size)
-            for verdict in detector.verdicts(pictures[start : start + size])
+            for verdict in verdicts_together(detector, pictures[start : start + size])
         ]
         assert together == pytest.approx(alone, abs=1e-6)
 

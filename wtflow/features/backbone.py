@@ -10,17 +10,22 @@ import importlib
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import timm
 import torch
+from pydantic import Field, field_validator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wtflow.artefact import digest_of, sha256_bytes, sha256_file
 from wtflow.errors import DigestError, WTFlowError
 from wtflow.params import Section
+
+Pixels = Annotated[int, Field(gt=0)]
 
 
 class BackboneParams(Section):
@@ -35,8 +40,15 @@ class BackboneParams(Section):
     """Digest of the weights file; required for everything but `hub`."""
     levels: tuple[int, ...]
     """timm feature levels to keep, 0 = stride 2, fine to coarse: (2, 3) keeps strides 8 and 16."""
-    image_size: tuple[int, int]
+    image_size: tuple[Pixels, Pixels]
     """Height and width in pixels that photographs are resized to."""
+
+    @field_validator("levels")
+    @classmethod
+    def _fine_to_coarse(cls, levels: tuple[int, ...]) -> tuple[int, ...]:
+        if not levels or levels[0] < 0 or any(a >= b for a, b in pairwise(levels)):
+            raise ValueError("at least one level, from 0, each once, in ascending order, as in [2, 3]")
+        return levels
 
 
 class Backbone(nn.Module):

@@ -12,16 +12,16 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from wtflow.artefact import canonical_json, digest_of, replacing, save_tensors, sha256_bytes
+from wtflow.artefact import canonical_json, digest_of, save_tensors, sha256_bytes
 from wtflow.data.images import ImageLimits, decode, preprocess
 from wtflow.data.shards import part_name, seal
 from wtflow.errors import ImageError, WTFlowError
@@ -33,9 +33,9 @@ class ExtractParams(Section):
     """Settings of the extract stage."""
 
     backbone: BackboneParams
-    partition_size: int
+    partition_size: Annotated[int, Field(gt=0)]
     """Images a shard."""
-    batch_size: int
+    batch_size: Annotated[int, Field(gt=0)]
     """Images a pass through the backbone."""
 
 
@@ -118,15 +118,15 @@ def extract(
 
 
 def _reuse(path: Path, wanted: str) -> Partition | None:
+    """A partition that an earlier run finished; not one with rejected images, which may have been restored since."""
     try:
         with safe_open(path, framework="pt") as file:
             noted = json.loads(file.metadata()["wtflow"])
     except (FileNotFoundError, SafetensorError, TypeError, KeyError):
         return None
-    if noted["inputs"] != wanted:
+    if noted["inputs"] != wanted or noted["rejected"]:
         return None
-    timing = Timing(images=len(noted["kept"]), rejected=len(noted["rejected"]))
-    return Partition(noted["kept"], noted["rejected"], timing, reused=True)
+    return Partition(noted["kept"], [], Timing(images=len(noted["kept"])), reused=True)
 
 
 def _compute(
@@ -153,10 +153,8 @@ def _compute(
     started = time.perf_counter()
     maps = _infer(pictures, backbone, params.batch_size)
     inferred = time.perf_counter()
-    # one metadata key: safetensors writes several in no fixed order
     noted = canonical_json({"inputs": wanted, "kept": kept, "rejected": rejected})
-    with replacing(path) as draft:
-        save_file(maps, draft, metadata={"wtflow": noted})
+    save_tensors(path, maps, metadata={"wtflow": noted})
     timing.infer, timing.write = inferred - started, time.perf_counter() - inferred
     return Partition(kept, rejected, timing, reused=False)
 

@@ -4,10 +4,11 @@
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pydantic import Field
 from torch import Tensor, nn
 
 from wtflow.errors import WTFlowError
@@ -20,7 +21,7 @@ class FusionParams(Section):
 
     levels: tuple[int, ...]
     """Backbone levels used, a subset of the extracted ones."""
-    stride: int
+    stride: Annotated[int, Field(gt=0)]
     """Pixels of the resized image to a place of the map; finer levels are averaged down, coarser ones enlarged."""
     smooth: bool
     """Average over 3 x 3 places first, as PatchCore and the paper's AvgPool2d(3) do."""
@@ -48,9 +49,9 @@ class Fusion(nn.Module):
             map_BCHW = levels[level].float()
             if self.params.smooth:
                 map_BCHW = F.avg_pool2d(map_BCHW, 3, stride=1, padding=1, count_include_pad=False)
-            if map_BCHW.shape[-1] > self.size[1]:
+            if map_BCHW.shape[-2] > self.size[0] or map_BCHW.shape[-1] > self.size[1]:
                 map_BCHW = F.adaptive_avg_pool2d(map_BCHW, self.size)
-            elif map_BCHW.shape[-1] < self.size[1]:
+            elif map_BCHW.shape[-2:] != self.size:
                 map_BCHW = F.interpolate(map_BCHW, self.size, mode="bilinear", align_corners=False)
             maps.append(map_BCHW)
         return torch.cat(maps, dim=1)

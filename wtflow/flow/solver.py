@@ -1,7 +1,5 @@
 """Transport along the field (docs/equations.md, E5)."""
 
-import torch
-
 from wtflow.flow.velocity import VelocityField
 from wtflow.shapes import FeatureMap
 
@@ -10,6 +8,6 @@ def euler(field: VelocityField, x0_BCHW: FeatureMap, step: float, count: int = 1
     """Where `count` Euler steps of size step / count carry x0, from t = 0. One step is one network evaluation."""
     x_BCHW = x0_BCHW
     for index in range(count):
-        t_B = torch.full((x0_BCHW.shape[0],), index / count, device=x0_BCHW.device)
+        t_B = x0_BCHW.new_full((x0_BCHW.shape[0],), index / count)
         x_BCHW = x_BCHW + (step / count) * field(x_BCHW, t_B)
     return x_BCHW

@@ -9,10 +9,11 @@ MiniUnet at width b, for C channels on H x W places (both divisible by 4):
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from pydantic import Field
 from torch import Tensor, nn
 
 from wtflow.errors import WTFlowError
@@ -25,7 +26,7 @@ VelocityField = Callable[[FeatureMap, Times], FeatureMap]
 class VelocityParams(Section):
     """Which network and how large."""
 
-    width: int
+    width: Annotated[int, Field(gt=0, multiple_of=2)]
     """b: channels of the first stage; must be even. The paper's network is b = 768."""
     norm: Literal["batch", "group"]
     """Normalisation in the residual blocks. `batch` is the paper's; `group` sees each image by itself."""

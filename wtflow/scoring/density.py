@@ -1,8 +1,9 @@
 """From a transported sample to an energy for each place (docs/equations.md, E6)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from wtflow.params import Section
 from wtflow.shapes import AnomalyMap, FeatureMap, ImageScores
@@ -13,7 +14,7 @@ class ScoreParams(Section):
 
     kind: Literal["energy", "density"]
     """`energy`: 0.5 mean_c y^2, the negative log of the density proxy. `density`: 1 - exp(-energy), the proxy."""
-    top_fraction: float
+    top_fraction: Annotated[float, Field(gt=0, le=1)]
     """The image score is the mean over this share of the image's places, the highest ones; in (0, 1]."""
 
 

@@ -121,7 +121,8 @@ class PixelMetrics:
         """The figures over everything added so far."""
         if not self._regions or not sum(part.size for part in self._normal):
             return PixelResult(None, None, None)
-        normal = np.sort(np.concatenate(self._normal))
+        normal = np.concatenate(self._normal)
+        normal.sort()
         anomalous = np.concatenate(self._anomalous)
         fpr, pro = _curve(normal, anomalous, np.concatenate(self._weights) / self._regions)
         return PixelResult(

@@ -1,0 +1,92 @@
+"""The one form of every benchmark: a table on the screen and a JSON file with its circumstances and claims."""
+
+import argparse
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from wtflow.artefact import write_json
+
+RESULTS = Path(__file__).parent / "results"
+LIBRARIES = ("torch", "timm", "ray", "mlflow", "dvc", "numpy")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that the docs may make, with the figure that decides it."""
+
+    claim: str
+    value: float
+    limit: str
+    """What `value` is compared with, e.g. `>= 0.92`."""
+    holds: bool
+
+
+def at_least(claim: str, value: float, limit: float) -> Claim:
+    """A claim that holds from `limit` up."""
+    return Claim(claim, round(value, 4), f">= {limit:g}", value >= limit)
+
+
+def at_most(claim: str, value: float, limit: float) -> Claim:
+    """A claim that holds up to `limit`."""
+    return Claim(claim, round(value, 4), f"<= {limit:g}", value <= limit)
+
+
+def publish(name: str, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim]) -> None:
+    """Print rows and claims, and write benchmarks/results/<name>.json."""
+    console = Console(width=160)
+    table = Table(title=name)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    console.print(table)
+    for claim in claims:
+        console.print(
+            f"{'holds' if claim.holds else 'FAILS'}: {claim.claim}: {claim.value:g} ({claim.limit})", markup=False
+        )
+    result = {
+        "command": f"make bench NAME={name}",
+        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "machine": _machine(),
+        "versions": {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
+        "rows": list(rows),
+        "claims": [asdict(claim) for claim in claims],
+    }
+    write_json(RESULTS / f"{name}.json", result)
+    console.print(f"Written: benchmarks/results/{name}.json")
+
+
+def parse_no_arguments(description: str, example: str) -> None:
+    """`--help` for a benchmark that takes nothing."""
+    argparse.ArgumentParser(description=description, epilog=f"example: {example}").parse_args()
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _machine() -> dict[str, Any]:
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.processor(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1), "gpu": None}
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
