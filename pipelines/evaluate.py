@@ -55,10 +55,10 @@ def main(line: str) -> None:
     bundle = load_bundle(Path("models") / line)
     shards = FeatureShards.open(Path("data/features") / line / "test")
     evaluation = evaluate(line, bundle, shards, raw, params.resolution)
-    metrics = evaluation.metrics()
+    metrics, page = evaluation.metrics(), report(evaluation, raw, params.gallery)
     write_per_image(Path("evaluations") / line / "per_image.parquet", evaluation.images)
     with replacing(Path("reports") / line / "index.html") as draft:
-        draft.write_text(report(evaluation, raw, params.gallery), encoding="utf-8")
+        draft.write_text(page, encoding="utf-8")
     write_json(Path("metrics") / f"{line}.json", metrics)
     Console().print(
         f"evaluate {line}: image AUROC {figure(metrics['image_auroc'])} on {metrics['n_test_normal']} normal "

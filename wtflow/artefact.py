@@ -13,13 +13,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from wtflow.errors import WTFlowError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -84,12 +85,14 @@ def read_json(path: Path) -> Any:
         raise WTFlowError(f"{path}: not valid JSON ({error}). Remove it and run the stage again.") from None
 
 
-def save_tensors(path: Path, named: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(path: Path, named: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors as safetensors, from whichever device and layout they have. The same values give the same bytes,
     if `metadata` has one key at most: safetensors writes several in no fixed order.
 
     Raises `OSError` with the errno of a write that failed, e.g. ENOSPC.
     """
+    from safetensors.torch import save_file  # here: stages that write no tensors need not wait for torch
+
     whole = {name: value.detach().cpu().contiguous() for name, value in named.items()}
     with replacing(path) as draft:
         draft.touch()

@@ -27,7 +27,7 @@ from wtflow.detector import Detector
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-START_S, STOP_S = 240, 90
+START_S, STOP_S = 300, 90
 CLIENTS, REQUESTS = 8, 200
 MAX_BODY = 2_000_000
 

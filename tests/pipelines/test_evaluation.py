@@ -1,0 +1,129 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.evaluation import evaluate_pixels, read_mask
+from tests.pipelines.evaluations import (
+    LIMITS,
+    SCORES,
+    evaluation_of,
+    png,
+    scored_image,
+    scored_images,
+    square_mask,
+)
+from wtflow.errors import WTFlowError
+from wtflow.scoring.metrics import PixelResult, auroc
+
+KEYS = {
+    "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_aupro_30", "pixel_aupro_05", "threshold",
+    "target_fpr", "fpr", "tpr", "n_test_normal", "n_test_anomalous", "uncertain_above_threshold", "bundle_digest",
+    "seed",
+}  # fmt: skip
+
+
+def test_headline_figures(tmp_path: Path) -> None:
+    evaluation = evaluation_of(scored_images(tmp_path, masks=True), tmp_path)
+    metrics, pixels = evaluation.metrics(), evaluation.pixels.result
+    assert set(metrics) == KEYS
+    assert metrics["image_auroc"] == 0.825  # 16 pairs in order, 1 tie, of 20
+    assert (metrics["threshold"], metrics["target_fpr"]) == (0.9, 0.1)
+    assert (metrics["fpr"], metrics["tpr"]) == (0.2, 0.5)
+    assert (metrics["n_test_normal"], metrics["n_test_anomalous"]) == (5, 4)
+    assert metrics["uncertain_above_threshold"] == 0.666667
+    assert (metrics["bundle_digest"], metrics["seed"]) == ("b" * 64, 3)
+    assert metrics["pixel_auroc"] == pytest.approx(pixels.pixel_auroc, abs=5e-7)
+    assert metrics["pixel_aupro_30"] == pytest.approx(pixels.aupro_30, abs=5e-7)
+    assert metrics["pixel_aupro_05"] == pytest.approx(pixels.aupro_05, abs=5e-7)
+    assert 0.5 < metrics["pixel_aupro_05"] < metrics["pixel_aupro_30"] < metrics["pixel_auroc"] < 1.0
+
+
+def test_uncertain_images_change_no_headline_figure(tmp_path: Path) -> None:
+    images = scored_images(tmp_path, masks=True)
+    with_them = evaluation_of(images, tmp_path).metrics()
+    without = evaluation_of([image for image in images if image.label != "uncertain"], tmp_path).metrics()
+    assert {key for key in KEYS if with_them[key] != without[key]} == {"uncertain_above_threshold"}
+    assert without["uncertain_above_threshold"] is None
+
+
+def test_what_the_data_do_not_define_is_none(tmp_path: Path) -> None:
+    images = [image for image in scored_images(tmp_path) if image.label == "normal"]
+    metrics = evaluation_of(images, tmp_path).metrics()
+    undefined = {key for key, value in metrics.items() if value is None}
+    assert undefined == {
+        "image_auroc", "image_ap", "image_f1_max", "tpr", "uncertain_above_threshold",
+        "pixel_auroc", "pixel_aupro_30", "pixel_aupro_05",
+    }  # fmt: skip
+
+
+def test_without_masks_there_are_no_pixel_figures(tmp_path: Path) -> None:
+    pixels = evaluate_pixels(scored_images(tmp_path), tmp_path, (32, 32), LIMITS)
+    assert pixels.result == PixelResult(None, None, None)
+    assert (pixels.masked, pixels.left_out) == (0, 4)
+
+
+def test_an_anomalous_image_without_a_usable_mask_is_left_out_of_the_pixel_figures(tmp_path: Path) -> None:
+    images = scored_images(tmp_path, masks=True)
+    before = evaluate_pixels(images, tmp_path, (32, 32), LIMITS)
+    empty = Image.new("L", (40, 30))
+    more = [
+        *images,
+        scored_image(tmp_path, "anomalous/none.png", "anomalous", 5.0, "crack"),
+        scored_image(tmp_path, "anomalous/empty.png", "anomalous", 6.0, "crack", empty),
+    ]
+    after = evaluate_pixels(more, tmp_path, (32, 32), LIMITS)
+    assert after.result == before.result
+    assert (before.masked, before.left_out) == (4, 0)
+    assert (after.masked, after.left_out) == (4, 2)
+
+
+def test_pixel_figures_see_normal_images_and_no_uncertain_ones(tmp_path: Path) -> None:
+    """Maps that are 1 everywhere: a normal one ties with the defect, an uncertain one does not matter."""
+    defective = scored_image(tmp_path, "a.png", "anomalous", 1.0, "crack", square_mask())
+    alone = evaluate_pixels([defective], tmp_path, (32, 32), LIMITS).result.pixel_auroc
+    normal = scored_image(tmp_path, "n.png", "normal", 1.0)
+    uncertain = scored_image(tmp_path, "u.png", "uncertain", 1.0)
+    with_normal = evaluate_pixels([defective, normal], tmp_path, (32, 32), LIMITS).result.pixel_auroc
+    with_uncertain = evaluate_pixels([defective, uncertain], tmp_path, (32, 32), LIMITS).result.pixel_auroc
+    assert alone is not None
+    assert with_normal is not None
+    assert with_normal < alone == with_uncertain
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P", "I;16"])
+def test_masks_of_any_mode_are_read_alike(tmp_path: Path, mode: str) -> None:
+    white_65535 = Image.fromarray(np.asarray(square_mask()).astype(np.uint16) * 257)
+    mask = white_65535 if mode == "I;16" else square_mask().convert(mode)
+    (tmp_path / "mask.png").write_bytes(png(mask))
+    expected = np.zeros((60, 80), dtype=bool)
+    expected[:30, :40] = True
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", (60, 80), LIMITS), expected)
+
+
+def test_a_mask_is_true_above_half_and_not_blurred_by_the_resize(tmp_path: Path) -> None:
+    levels = np.array([[0, 127, 128, 255]], dtype=np.uint8).repeat(16, axis=0).repeat(8, axis=1)
+    (tmp_path / "mask.png").write_bytes(png(Image.fromarray(levels)))
+    mask = read_mask(tmp_path / "mask.png", (16, 4), LIMITS)
+    np.testing.assert_array_equal(mask, np.array([[False, False, True, True]]).repeat(16, axis=0))
+
+
+def test_a_coloured_mask_counts_by_its_brightest_channel(tmp_path: Path) -> None:
+    (tmp_path / "mask.png").write_bytes(png(Image.new("RGB", (20, 20), (255, 0, 0))))
+    assert read_mask(tmp_path / "mask.png", (4, 4), LIMITS).all()
+
+
+def test_a_missing_mask_is_named_with_the_remedy(tmp_path: Path) -> None:
+    images = scored_images(tmp_path, masks=True)
+    (tmp_path / "masks/anomalous/2.png").unlink()
+    with pytest.raises(WTFlowError, match=r"masks/anomalous/2\.png.*dvc checkout"):
+        evaluate_pixels(images, tmp_path, (32, 32), LIMITS)
+
+
+def test_scores_and_counts_by_label(tmp_path: Path) -> None:
+    evaluation = evaluation_of(scored_images(tmp_path), tmp_path)
+    for label, scores in SCORES.items():
+        assert sorted(evaluation.scores(label)) == scores
+    assert [evaluation.flagged(label) for label in SCORES] == [1, 2, 2]
+    assert auroc(evaluation.scores("normal"), evaluation.scores("anomalous")) == pytest.approx(0.825)

@@ -1,0 +1,151 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.evaluation import Evaluation
+from pipelines.report import Count, clopper_pearson, defects, expected_fpr, f1, percent, report
+from tests.pipelines.evaluations import CALIBRATION, evaluation_of, scored_image, scored_images
+
+
+class Page(HTMLParser):
+    """Text and picture sources of a page; fails on tags that are left open."""
+
+    VOID = frozenset({"meta", "img", "link", "br"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.sources: list[str] = []
+        self.tags: set[str] = set()
+        self.open: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).replace("\xa0", " ").split())
+
+
+def page(evaluation: Evaluation, raw: Path, gallery_size: int = 6) -> Page:
+    return Page(report(evaluation, raw, gallery_size))
+
+
+def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
+    text = page(evaluation_of(scored_images(tmp_path, masks=True), tmp_path), tmp_path).text
+    assert "Of 5 normal test images the model flags 1; of 4 anomalous ones it finds 2." in text
+    assert "uncertain 3 1 2 66.7 %" in text
+    assert "An oracle: it has seen the answers." in text
+    assert "b" * 64 in text
+    assert "d" * 32 + ".dir" in text
+    assert "normal/4.png" in text
+    assert "crack 3 1 33.3 %" in text
+    assert "A green line is the outline" in text
+    assert "pixel_aupro_05" in text
+
+
+def test_the_page_holds_all_that_it_shows(tmp_path: Path) -> None:
+    shown = page(evaluation_of(scored_images(tmp_path, masks=True), tmp_path), tmp_path)
+    assert "script" not in shown.tags
+    assert len(shown.sources) == 2 + 1 + 2 * (5 + 4 + 3)  # charts, colour scale, photograph and heat map a card
+    assert all(source.startswith("data:image/") for source in shown.sources)
+
+
+def test_the_same_evaluation_gives_the_same_page(tmp_path: Path) -> None:
+    evaluation = evaluation_of(scored_images(tmp_path, masks=True), tmp_path)
+    assert report(evaluation, tmp_path, 6) == report(evaluation, tmp_path, 6)
+
+
+def test_without_masks_the_page_says_so(tmp_path: Path) -> None:
+    text = page(evaluation_of(scored_images(tmp_path), tmp_path), tmp_path).text
+    assert "no anomalous image of this line has a mask" in text
+    assert "pixel_auroc" not in text
+    assert "green line" not in text
+
+
+def test_images_left_out_of_the_pixel_figures_are_counted(tmp_path: Path) -> None:
+    extra = scored_image(tmp_path, "unmarked.png", "anomalous", 1.1, "crack")
+    text = page(evaluation_of([*scored_images(tmp_path, masks=True), extra], tmp_path), tmp_path).text
+    assert "4 anomalous images have a mask. 1 have none" in text
+
+
+@pytest.mark.parametrize("label", ["normal", "anomalous", "uncertain"])
+def test_a_line_with_one_label_alone_has_a_page(tmp_path: Path, label: str) -> None:
+    images = [image for image in scored_images(tmp_path) if image.label == label]
+    text = page(evaluation_of(images, tmp_path), tmp_path).text
+    assert "nan" not in re.split(r"\W+", text.lower())
+    assert "None" not in text.replace("None of these images", "")
+
+
+def test_names_are_text_not_markup(tmp_path: Path) -> None:
+    image = scored_image(tmp_path, "<b>&amp;.png", "anomalous", 1.1, "<script>alert(1)</script>")
+    shown = page(evaluation_of([*scored_images(tmp_path), image], tmp_path), tmp_path)
+    assert "script" not in shown.tags
+    assert "<b>&amp;.png" in shown.text
+
+
+def test_defects_are_listed_hardest_first_when_there_are_several(tmp_path: Path) -> None:
+    rows = defects(evaluation_of(scored_images(tmp_path), tmp_path))
+    assert [(row.name, row.images, row.flagged) for row in rows] == [("crack", 3, 1), ("dent", 1, 1)]
+    assert rows[1].auroc == 1.0
+    images = [image for image in scored_images(tmp_path) if image.defect != "dent"]
+    assert defects(evaluation_of(images, tmp_path)) == []
+
+
+def test_clopper_pearson_in_closed_form() -> None:
+    assert clopper_pearson(Count("normal", 0, 0)) is None
+    none, every = clopper_pearson(Count("normal", 20, 0)), clopper_pearson(Count("normal", 20, 20))
+    assert none is not None
+    assert every is not None
+    assert (none.low, none.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
+    assert (every.low, every.high) == pytest.approx((0.025 ** (1 / 20), 1.0))
+
+
+def test_the_expected_rate_covers_what_chance_does() -> None:
+    """Calibration and test scores drawn alike, 4000 times: the measured FPR falls inside in at least 95 %."""
+    generator = np.random.default_rng(0)
+    expected = expected_fpr(CALIBRATION, 60)
+    assert expected is not None
+    fpr = []
+    for _ in range(4000):
+        calibration = replace(CALIBRATION, scores=np.sort(generator.random(len(CALIBRATION.scores))))
+        fpr.append(np.mean(generator.random(60) > calibration.threshold))
+    inside = (np.array(fpr) >= expected.low) & (np.array(fpr) <= expected.high)
+    assert 0.94 < inside.mean() < 0.98
+    assert expected.low < np.mean(fpr) < expected.high
+
+
+def test_more_false_alarms_than_chance_explains_are_said_aloud(tmp_path: Path) -> None:
+    expected = expected_fpr(CALIBRATION, 40)
+    assert expected is not None
+    warning, in_keeping = "It was more than chance explains.", "So it did."
+    for flagged, said, unsaid in ((30, warning, in_keeping), (4, in_keeping, warning)):
+        assert (flagged / 40 > expected.high) == (said == warning)
+        scores = [2.0] * flagged + [0.1] * (40 - flagged)
+        images = [scored_image(tmp_path, f"{n}.png", "normal", score) for n, score in enumerate(scores)]
+        text = page(evaluation_of(images, tmp_path), tmp_path, gallery_size=0).text
+        assert said in text
+        assert unsaid not in text
+
+
+def test_f1_and_percent() -> None:
+    assert f1(Count("normal", 10, 2), Count("anomalous", 8, 6)) == pytest.approx(2 * 6 / (6 + 2 + 8))
+    assert f1(Count("normal", 10, 2), Count("anomalous", 0, 0)) is None
+    assert percent(0.0523) == "5.2\N{NO-BREAK SPACE}%"
+    assert percent(None) == "–"

@@ -1,0 +1,37 @@
+import math
+
+import pytest
+import torch
+
+from wtflow.errors import WTFlowError
+from wtflow.scoring.density import ScoreParams, energy, scored, top_mean
+
+
+def test_energy_is_half_the_mean_square_over_channels() -> None:
+    y = torch.tensor([[[[0.0, 1.0]], [[0.0, 3.0]]]], dtype=torch.float64)  # 1 x 2 x 1 x 2
+    assert energy(y).tolist() == [[[0.0, 0.5 * (1 + 9) / 2]]]
+
+
+def test_density_is_one_minus_the_proxy_and_keeps_the_order() -> None:
+    e = torch.tensor([[[0.0, 1e-12, 0.5, 2.0]]], dtype=torch.float64)
+    params = ScoreParams(kind="density", top_fraction=0.1)
+    wanted = [0.0, 1e-12, 1 - math.exp(-0.5), 1 - math.exp(-2.0)]
+    assert scored(e, params)[0, 0].tolist() == pytest.approx(wanted, rel=1e-9)
+    assert scored(e, ScoreParams(kind="energy", top_fraction=0.1)) is e
+
+
+@pytest.mark.parametrize(("fraction", "wanted"), [(0.01, 99.0), (0.03, 98.0), (0.5, 74.5), (1.0, 49.5)])
+def test_top_mean_of_a_hundred_places(fraction: float, wanted: float) -> None:
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    assert top_mean(order.double().view(1, 10, 10), fraction).item() == pytest.approx(wanted, abs=1e-12)
+
+
+def test_top_mean_takes_at_least_one_place_of_each_image() -> None:
+    maps = torch.tensor([[[1.0, 2.0]], [[9.0, 3.0]]])
+    assert top_mean(maps, 0.001).tolist() == [2.0, 9.0]
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01])
+def test_a_share_outside_its_range_is_refused(fraction: float) -> None:
+    with pytest.raises(WTFlowError, match=r"train\.score\.top_fraction"):
+        ScoreParams.parse({"kind": "energy", "top_fraction": fraction}, "train.score")

@@ -1,0 +1,203 @@
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.tiny_line import train_params, trained
+from wtflow.data.shards import FeatureShards
+from wtflow.errors import DigestError, WTFlowError
+from wtflow.training import Epoch, Place, TrainingState, learning_rate, start, train
+
+
+class Stop(Exception):
+    """Ends a run as a kill would: nothing of the code under test handles it."""
+
+
+class Watched(FeatureShards):
+    """Notes which rows are read while it trains."""
+
+    def batch(self, rows: Sequence[int]) -> dict[int, Tensor]:
+        self.__dict__.setdefault("asked", []).append(list(rows))
+        return super().batch(rows)
+
+
+class Recorded(nn.Module):
+    """Passes on to a network and keeps what it was asked."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.seen = network, []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.seen.append((x.detach().clone(), t.clone()))
+        return self.network(x, t)
+
+
+@pytest.fixture
+def single_process_group() -> Iterator[None]:
+    """torch.distributed with one member: a collective call returns what went in."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def weights(state: TrainingState) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in state.scorer.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_same_seed_gives_the_same_bits_whatever_came_before(tiny_fit: FeatureShards) -> None:
+    first = trained(tiny_fit, train_params())
+    torch.randn(17)  # the global generator is somewhere else now
+    again = trained(tiny_fit, train_params())
+    other = trained(tiny_fit, train_params(seed=1))
+    assert same(weights(first), weights(again))
+    assert first.history == again.history
+    assert not same(weights(first), weights(other))
+
+
+def test_the_loss_falls(tiny_fit: FeatureShards) -> None:
+    history = trained(tiny_fit, train_params(epochs=8)).history
+    assert [epoch.epoch for epoch in history] == list(range(8))
+    assert history[-1].loss < 0.85 * history[0].loss
+
+
+def test_the_backbone_s_statistics_normalise_the_training_images(tiny_fit: FeatureShards) -> None:
+    state = start(tiny_fit, train_params())
+    x0 = state.scorer.fusion(tiny_fit.batch(tiny_fit.rows(split="train"))).double()
+    assert x0.mean(dim=(0, 2, 3)).abs().max() < 1e-3
+    std = x0.std(dim=(0, 2, 3))
+    assert ((std - 1).abs() < 1e-2).all()
+
+
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(tiny_fit: FeatureShards, tmp_path: Path) -> None:
+    params = train_params(epochs=4)
+    whole = trained(tiny_fit, params)
+
+    def save_and_stop(state: TrainingState, epoch: Epoch) -> None:
+        state.save(tmp_path)
+        if epoch.epoch == 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(start(tiny_fit, params), tiny_fit, params, on_epoch=save_and_stop)
+    resumed = start(tiny_fit, params)
+    resumed.load(tmp_path)
+    assert [epoch.epoch for epoch in resumed.history] == [0, 1]
+    train(resumed, tiny_fit, params)
+    assert same(weights(resumed), weights(whole))
+    assert resumed.history == whole.history
+
+
+@pytest.mark.parametrize("name", ["scorer.safetensors", "optimiser.safetensors", "state.json"])
+@pytest.mark.parametrize("share", [None, 0.0, 0.5, 0.99])
+def test_a_half_written_checkpoint_is_refused_and_changes_nothing(
+    tiny_fit: FeatureShards, tmp_path: Path, name: str, share: float | None
+) -> None:
+    """`share` of the file is left; None: the file is not there."""
+    params = train_params(epochs=1)
+    trained(tiny_fit, params).save(tmp_path)
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    if share is not None:
+        (tmp_path / name).write_bytes(data[: int(share * len(data))])
+    state = start(tiny_fit, params)
+    before = weights(state)
+    with pytest.raises(DigestError, match="checkpoint is damaged"):
+        state.load(tmp_path)
+    assert same(weights(state), before)
+    assert (state.history, state.optimiser.state_dict()["state"]) == ([], {})
+    train(state, tiny_fit, params)  # and it can be used
+    (tmp_path / name).write_bytes(data)
+    saved = start(tiny_fit, params)
+    saved.load(tmp_path)
+    assert same(weights(saved), weights(state))
+
+
+def test_a_changed_byte_in_a_checkpoint_is_refused(tiny_fit: FeatureShards, tmp_path: Path) -> None:
+    trained(tiny_fit, train_params(epochs=1)).save(tmp_path)
+    data = bytearray((tmp_path / "scorer.safetensors").read_bytes())
+    data[-5] ^= 1
+    (tmp_path / "scorer.safetensors").write_bytes(bytes(data))
+    with pytest.raises(DigestError, match="not the bytes"):
+        start(tiny_fit, train_params()).load(tmp_path)
+
+
+def test_every_epoch_sees_every_training_image_once_and_no_other(tiny_fit: FeatureShards) -> None:
+    params = train_params(epochs=3)
+    watched = Watched(tiny_fit.folder, tiny_fit.header, tiny_fit.index)
+    state = start(watched, params)
+    watched.__dict__["asked"].clear()
+    train(state, watched, params)
+    rows, asked = tiny_fit.rows(split="train"), watched.__dict__["asked"]
+    steps = -(-len(rows) // params.batch_size)
+    epochs = [sum(asked[start : start + steps], []) for start in range(0, len(asked), steps)]
+    assert len(epochs) == 3
+    assert all(Counter(epoch) == Counter(rows) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.usefixtures("single_process_group")
+def test_two_workers_share_every_batch_with_its_times_and_noise(tiny_fit: FeatureShards) -> None:
+    """Each rank's points, put together, are those that a single worker works on."""
+    params = train_params(epochs=1)
+    seen = {}
+    for place in (Place(), Place(0, 2), Place(1, 2)):
+        recorded: list[Recorded] = []
+
+        def wrap(network: nn.Module, kept: list[Recorded] = recorded) -> nn.Module:
+            kept.append(Recorded(network))
+            return kept[0]
+
+        train(start(tiny_fit, params), tiny_fit, params, place, wrap)
+        seen[place.rank, place.world_size] = recorded[0].seen
+    assert len(seen[0, 1]) == len(seen[0, 2]) == len(seen[1, 2])
+    for whole, *shares in zip(seen[0, 1], seen[0, 2], seen[1, 2], strict=True):
+        for item in (0, 1):  # points, times
+            for rank in (0, 1):
+                assert torch.equal(shares[rank][item], whole[item][rank::2])
+    assert sum(len(t) for _, t in seen[0, 1]) == len(tiny_fit.rows(split="train"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny_fit: FeatureShards) -> None:
+    params = train_params()
+    state = start(tiny_fit, params)
+    with torch.no_grad():
+        state.scorer.field.leave.bias.fill_(float("nan"))
+    epochs: list[Epoch] = []
+    with pytest.raises(WTFlowError, match=r"loss of epoch 0 is nan. Lower train\.learning_rate"):
+        train(state, tiny_fit, params, on_epoch=lambda state, epoch: epochs.append(epoch))
+    assert epochs == []
+
+
+def test_a_level_that_was_not_extracted_is_named(tiny_fit: FeatureShards) -> None:
+    with pytest.raises(WTFlowError, match=r"train\.fusion\.levels: \[4\] were not extracted"):
+        start(tiny_fit, train_params(fusion={"levels": [3, 4]}))
+
+
+def test_the_rate_rises_and_falls_to_nearly_nothing() -> None:
+    params = train_params(warmup_fraction=0.1, learning_rate=0.5)
+    rates = [learning_rate(params, step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.5 * (step + 1) / 11 for step in range(10)])
+    assert max(rates) == rates[10] == 0.5
+    assert rates[55] == pytest.approx(0.25)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert 0 < rates[-1] < 1e-3
+
+
+def test_a_saved_folder_may_be_saved_over(tiny_fit: FeatureShards, tmp_path: Path) -> None:
+    params = train_params(epochs=2)
+    keep: Callable[[TrainingState, Epoch], None] = lambda state, epoch: state.save(tmp_path / "c")  # noqa: E731
+    state = start(tiny_fit, params)
+    train(state, tiny_fit, params, on_epoch=keep)
+    moved = shutil.copytree(tmp_path / "c", tmp_path / "moved")
+    again = start(tiny_fit, params)
+    again.load(Path(moved))
+    assert same(weights(again), weights(state))
