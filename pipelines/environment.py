@@ -10,8 +10,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from wtflow.artefact import read_json
-
 
 class RunSettings(BaseSettings):
     """`WTFLOW_<NAME>` in the environment; see infra/env.example."""
@@ -47,9 +45,3 @@ def progress(label: str, total: int) -> Iterator[Progress]:
 def timings_file(settings: RunSettings, stage: str, line: str) -> Path:
     """Where a stage notes its seconds: they differ from run to run, so no stage's output holds them."""
     return settings.work / "timings" / f"{stage}-{line}.json"
-
-
-def read_timings(settings: RunSettings, stage: str, line: str) -> dict[str, float]:
-    """The seconds that the last run of a stage noted."""
-    timings: dict[str, float] = read_json(timings_file(settings, stage, line))
-    return timings

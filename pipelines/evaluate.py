@@ -65,6 +65,7 @@ def main(line: str) -> None:
         f"and {metrics['n_test_anomalous']} anomalous images; {percent(metrics['tpr'])} found at "
         f"{percent(metrics['fpr'])} false alarms. See reports/{line}/index.html",
         highlight=False,
+        soft_wrap=True,
     )
 
 

@@ -1,4 +1,4 @@
-"""A product line small enough for a test: sixty real solar cells, the real backbone at 64 pixels, a field of width 8."""
+"""A product line small enough for a test: sixty real solar cells, the real backbone at 64 pixels, a narrow field."""
 
 import csv
 import shutil

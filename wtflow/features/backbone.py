@@ -71,7 +71,7 @@ class Backbone(nn.Module):
         x_B3YX = image_BYX3.permute(0, 3, 1, 2).float()
         x_B3YX = ((x_B3YX - self.mean_C11) / self.std_C11).contiguous()
         # on a CPU one at a time: the kernels of a batch round otherwise, and float16 enlarges the difference
-        pieces = x_B3YX.split(1) if x_B3YX.device.type == "cpu" else [x_B3YX]
+        pieces = x_B3YX.chunk(len(x_B3YX)) if x_B3YX.device.type == "cpu" else (x_B3YX,)
         maps = [torch.cat(level) for level in zip(*map(self.network, pieces), strict=True)]
         return {level: map_BCHW.half() for level, map_BCHW in zip(self.params.levels, maps, strict=True)}
 
