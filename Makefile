@@ -19,7 +19,7 @@ help:  ## list the targets
 setup:  ## install the locked environment, once per lock, outside the clone
 	@infra/setup_env.sh "$(VENV)"
 
-venv:  ## print where the environment is: source $$(make -s venv)/bin/activate
+venv:  ## print the environment's folder, whose bin/activate puts dvc and python on the PATH
 	@echo "$(VENV)"
 
 repro: setup  ## the main job: fetch, prepare, extract, train, evaluate, register every line; then a table
@@ -54,7 +54,7 @@ lock: setup  ## resolve pyproject.toml anew into requirements.lock
 	    cat requirements.lock.new; } > requirements.lock && rm requirements.lock.new
 	@git --no-pager diff --stat -- requirements.lock
 
-clean:  ## remove what was built; never data/, the DVC cache or the registry
+clean:  ## remove what was built; never data/, the DVC cache or MLflow's
 	rm -rf models evaluations reports registry .wtflow
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

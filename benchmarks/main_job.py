@@ -1,6 +1,6 @@
 """The main job, measured: image AUROC by seed beside nearest neighbours, group split against random split, stage times.
 
-Seed 0 is what `dvc repro` made; the other seeds train on the same cached features. The third line, magnetic-tile, comes
+`dvc repro` brings the default lines up to date; the seeds train on its cached features. The third line, magnetic-tile, comes
 in when WTFLOW_SHARED_DATA names the folder of its images, in a workplace of its own under .wtflow/bench.
 """
 
@@ -9,7 +9,6 @@ import os
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,11 @@ from benchmarks import neighbours
 from benchmarks.report import Claim, at_least, at_most, parse_no_arguments, publish
 from pipelines.lines import line_params, read_params
 from wtflow.bundle import load_bundle
+from wtflow.data.manifest import PrepareParams
+from wtflow.data.prepare import prepare
 from wtflow.data.shards import FeatureShards, part_name, seal
+from wtflow.features.backbone import build_backbone
+from wtflow.features.extract import ExtractParams, extract
 from wtflow.scoring.calibration import Calibration, calibrate
 from wtflow.scoring.metrics import auroc
 from wtflow.training import TrainingState, TrainParams, start, train
@@ -36,10 +39,11 @@ LIMITS = {"solar-mono": 0.92, "solar-poly": 0.90}
 PROJECT = Path(__file__).parents[1]
 PLACE = PROJECT / ".wtflow" / "bench"
 THREADS = len(os.sched_getaffinity(0))
-TILE = {
-    "prepare": {"layout": "mvtec_ad", "group_pattern": r"(view\d+)", "calibrate_fraction": 0.15},
-    "extract": {}, "train": {}, "evaluate": {}, "register": {},
-}  # fmt: skip
+TILE = "magnetic-tile"
+TILE_SETTINGS: dict[str, dict[str, str]] = {
+    "prepare": {"layout": "mvtec_ad", "group_pattern": r"(view\d+)"},
+    **{stage: {} for stage in ("extract", "train", "evaluate", "register")},
+}
 
 
 def main() -> None:
@@ -50,7 +54,7 @@ def main() -> None:
     params = read_params(PROJECT / "params.yaml")
     places = dict.fromkeys(params["lines"], PROJECT)
     if "WTFLOW_SHARED_DATA" in os.environ:
-        places["magnetic-tile"] = _tile_workplace()
+        places[TILE] = _tile_workplace()
     rows: list[dict[str, Any]] = []
     for line, place in places.items():
         rows += _line_rows(line, place)
@@ -71,19 +75,19 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
 
 
 def _tile_workplace() -> Path:
-    """A folder with magnetic-tile as its only line, prepared and extracted by the stages themselves."""
-    shutil.rmtree(PLACE, ignore_errors=True)
-    (PLACE / "data/raw").mkdir(parents=True)
-    (PLACE / "data/raw/magnetic-tile").symlink_to(Path(os.environ["WTFLOW_SHARED_DATA"], "magnetic_tile").resolve())
-    params = {**read_params(PROJECT / "params.yaml"), "fetch": {}, "lines": {"magnetic-tile": TILE}}
+    """A folder with magnetic-tile as its only line, its features extracted."""
+    params = {**read_params(PROJECT / "params.yaml"), "fetch": {}, "lines": {TILE: TILE_SETTINGS}}
+    PLACE.mkdir(parents=True, exist_ok=True)
     (PLACE / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    shutil.copy(PROJECT / "dvc.yaml", PLACE)
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "MLFLOW_TRACKING_URI": f"sqlite:///{PLACE}/mlflow.db"}
-    environment["WTFLOW_WORK"] = str(PLACE / ".wtflow")
-    for stage in ("prepare", "extract", "train", "evaluate"):
-        subprocess.run(
-            [sys.executable, "-m", f"pipelines.{stage}", "magnetic-tile"], cwd=PLACE, check=True, env=environment
-        )
+    raw = Path(os.environ["WTFLOW_SHARED_DATA"], "magnetic_tile")
+    prepare_params = line_params(TILE, "prepare", PrepareParams, PLACE / "params.yaml")
+    extract_params = line_params(TILE, "extract", ExtractParams, PLACE / "params.yaml")
+    manifest = prepare(raw, TILE, prepare_params).manifest
+    backbone = build_backbone(extract_params.backbone)
+    facts = {"data_version": manifest.data_version, "backbone": extract_params.backbone.model_dump(mode="json")}
+    for name, splits in {"fit": ("train", "calibrate"), "test": ("test",)}.items():
+        folder = PLACE / f"data/features/{TILE}/{name}"
+        extract(manifest.rows(*splits), raw, folder, backbone, extract_params, prepare_params.limits, facts)
     return PLACE
 
 
@@ -91,11 +95,8 @@ def _line_rows(line: str, place: Path) -> list[dict[str, Any]]:
     """Stages as they ran last, seeds, nearest neighbours, random split, latency."""
     settings = line_params(line, "train", TrainParams, place / "params.yaml")
     fit, test = (FeatureShards.open(place / f"data/features/{line}/{name}") for name in ("fit", "test"))
-    by_stage = json.loads((place / f"metrics/{line}.json").read_text())
-    seeds = [
-        {"line": line, "what": "seed 0", **{key: by_stage[key] for key in ("image_auroc", "fpr", "tpr", "pixel_auroc")}}
-    ]
-    for seed in SEEDS[1:]:
+    seeds = []
+    for seed in SEEDS:
         values = settings.model_copy(update={"seed": seed})
         state = _trained(fit, values)
         seeds.append({"line": line, "what": f"seed {seed}", **_figures(state, values, fit, test)})
@@ -105,7 +106,7 @@ def _line_rows(line: str, place: Path) -> list[dict[str, Any]]:
     rows.append({"line": line, "what": "nearest neighbours", "image_auroc": _neighbours(state, fit, test)})
     if place == PROJECT:
         rows.append(_random_split(line, settings))
-    return [*rows, *_latency(place / f"models/{line}", line)]
+    return [*rows, *_latency(line)] if place == PROJECT else rows
 
 
 def _stage_rows(line: str, place: Path) -> list[dict[str, Any]]:
@@ -181,10 +182,10 @@ def _random_split(line: str, params: TrainParams) -> dict[str, Any]:
     return {"line": line, "what": f"random split, seed {params.seed}", "image_auroc": auroc(normal, anomalous)}
 
 
-def _latency(bundle: Path, line: str) -> list[dict[str, Any]]:
+def _latency(line: str) -> list[dict[str, Any]]:
     """Median milliseconds of one image on one thread, backbone and head taken in turn."""
     torch.set_num_threads(1)
-    detector = load_bundle(bundle).detector()
+    detector = load_bundle(PROJECT / f"models/{line}").detector()
     image_BYX3 = torch.zeros((1, *detector.image_size, 3), dtype=torch.uint8)
     levels = detector.backbone(image_BYX3)
     backbone, head = [], []

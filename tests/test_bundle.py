@@ -44,7 +44,7 @@ def test_the_same_training_gives_the_same_digest(tiny_bundle: Path, tiny_fit: Fe
 
 def test_the_networks_do_not_learn_any_more(tiny_bundle: Path) -> None:
     detector = load_bundle(tiny_bundle).detector()
-    for network in (detector.backbone, detector.scorer):
+    for network in (detector.backbone.network, detector.scorer):
         assert not any(module.training for module in network.modules())
         assert not any(value.requires_grad for value in network.parameters())
 

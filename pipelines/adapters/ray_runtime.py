@@ -21,10 +21,10 @@ def cluster(cores: int) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # nobody but this process and its workers; loopback only
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, gone with it
     import ray
 
-    passed = {name: value for name, value in os.environ.items() if name.startswith(("WTFLOW_", "AWS_", "MLFLOW_"))}
+    passed = {name: value for name, value in os.environ.items() if name.startswith("WTFLOW_")}
     runtime = {"env_vars": {**passed, "PYTHONPATH": str(Path.cwd())}}
     local = (
         {"num_cpus": max(1, cores), "include_dashboard": True, "dashboard_host": "127.0.0.1"}

@@ -76,7 +76,9 @@ def fit(
 
 def storage(settings: RunSettings) -> str:
     """Where the checkpoints of all runs are."""
-    return settings.storage or str((settings.work / "train").resolve())
+    if settings.storage.startswith("s3://"):
+        return settings.storage
+    return str(Path(settings.storage or settings.work / "train").resolve())
 
 
 def forget(name: str, settings: RunSettings) -> None:
@@ -138,13 +140,17 @@ def _watched(on_epoch: Callable[[Epoch], None]) -> Iterator[Any]:
 
     def hand_over() -> None:
         while (values := queue.get()) is not None:
-            on_epoch(Epoch(**values))
+            try:
+                on_epoch(Epoch(**values))
+            except Exception:
+                # the curve is worth less than the training: say it, and go on
+                logging.getLogger(__name__).exception("epoch %s could not be logged", values["epoch"])
 
     thread = threading.Thread(target=hand_over, daemon=True)
     thread.start()
     try:
         yield queue
+    finally:
         queue.put(None)
         thread.join(timeout=30)
-    finally:
         queue.shutdown()

@@ -8,8 +8,9 @@ whole. A killed run continues behind the last whole partition. Where the tasks r
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -152,6 +154,11 @@ def _compute(
     timing.images, timing.rejected = len(kept), len(rejected)
     started = time.perf_counter()
     maps = _infer(pictures, backbone, params.batch_size)
+    if not all(maps_NCHW.isfinite().all() for maps_NCHW in maps.values()):
+        raise WTFlowError(
+            f"extract.backbone: {params.backbone.name} gives features beyond float16's 65504 at the levels "
+            f"{list(params.backbone.levels)}. Choose other levels or another backbone."
+        )
     inferred = time.perf_counter()
     noted = canonical_json({"inputs": wanted, "kept": kept, "rejected": rejected})
     save_tensors(path, maps, metadata={"wtflow": noted})
@@ -185,11 +192,27 @@ def _load(raw: Path, row: dict[str, Any], size: tuple[int, int], limits: ImageLi
     return _Picture(pixels, problem, read - started, time.perf_counter() - read)
 
 
-def _infer(pictures: Sequence[np.ndarray], backbone: Backbone, batch_size: int) -> dict[str, Tensor]:
+def _infer(pictures: Sequence[NDArray[np.uint8]], backbone: Backbone, batch_size: int) -> dict[str, Tensor]:
+    """On a GPU in batches; on a CPU picture by picture, one to a thread, which scales where threads inside a
+    depthwise convolution do not."""
     device = backbone.mean_C11.device
-    passes = []
-    for start in range(0, len(pictures), batch_size):
-        image_BYX3 = torch.from_numpy(np.stack(pictures[start : start + batch_size]))
-        passes.append(backbone(image_BYX3.to(device, non_blocking=True)))
+    size = batch_size if device.type == "cuda" else 1
+    batches = [torch.from_numpy(np.stack(pictures[start : start + size])) for start in range(0, len(pictures), size)]
+    if device.type == "cuda":
+        passes = [backbone(batch_BYX3.pin_memory().to(device, non_blocking=True)) for batch_BYX3 in batches]
+    else:
+        with _one_thread_each() as cores, ThreadPoolExecutor(max_workers=cores) as pool:
+            passes = list(pool.map(backbone, batches))
     levels = backbone.params.levels if passes else ()
     return {f"level{level}": torch.cat([maps[level].cpu() for maps in passes]) for level in levels}
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[int]:
+    """Operators of one thread inside; yields how many threads they had, which is how many may run side by side."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield cores
+    finally:
+        torch.set_num_threads(cores)

@@ -1,0 +1,81 @@
+"""Paths and commands that the documents name exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.guards.closure import ROOT
+
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE = re.compile(r"`([^`\n]+)`")
+MAKE = re.compile(r"\bmake ((?:-\S+ )*)([a-z][a-z-]*)")
+TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
+MADE = re.compile(r"^(data|models|evaluations|reports|registry|metrics|plots|mlartifacts|\.wtflow)(/|$)|^mlflow\.db$")
+"""What the stages make: in a fresh clone it is not there yet."""
+
+
+def targets() -> set[str]:
+    """What `make` knows."""
+    return set(TARGET.findall((ROOT / "Makefile").read_text(encoding="utf-8")))
+
+
+def repository_paths(text: str) -> set[str]:
+    """Linked or backticked names that can only be paths in the repository: no command, no pattern, no URL."""
+    prose = FENCE.sub("", text)
+    linked = {
+        link.partition("#")[0] for link in LINK.findall(prose) if "://" not in link and not link.startswith("mailto:")
+    }
+    top = {path.name for path in ROOT.iterdir()}
+    ticked = {name for name in CODE.findall(prose) if "/" in name and name.split("/")[0] in top}
+    ticked |= {name for name in CODE.findall(prose) if re.fullmatch(r"[\w.-]+\.(md|toml|yaml|yml|lock)", name)}
+    found = (linked | ticked) - {""}
+    return {path for path in found if not re.search(r"[<>*${}\s]|\.\.\.", path) and not MADE.search(path)}
+
+
+def make_targets(text: str) -> set[str]:
+    """Targets behind `make` in code: inline, or in a fenced block."""
+    code = "\n".join([*CODE.findall(FENCE.sub("", text)), *FENCE.findall(text)])
+    return {name for _, name in MAKE.findall(code)}
+
+
+def exists(name: str, document: Path) -> bool:
+    """Whether a path is there, seen from the root or from the document's folder."""
+    return (ROOT / name).exists() or (document.parent / name).exists()
+
+
+def documents() -> list[Path]:
+    return [ROOT / name for name in DOCUMENTS] + sorted((ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_the_document_is_there_and_names_something(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert repository_paths(text), f"{name} names no path of the repository"
+
+
+@pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_paths_and_targets_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert [name for name in sorted(repository_paths(text)) if not exists(name, document)] == []
+    assert make_targets(text) - targets() == set()
+
+
+def test_the_guard_sees_what_it_should() -> None:
+    text = (
+        "See `wtflow/flow/path.py`, `wtflow/gone.py`, [the tour](docs/gone.md#here), [site](https://a.b/c),\n"
+        "`a/b` rates, 
+        "`data/raw/<line>`, `models/x` and `params.yaml`; type `make repro` or `make -s fly`.\n"
+        "```\nmake serve\nmake nothing\ntests/gone.py\n```\n"
+    )
+    assert repository_paths(text) == {"wtflow/flow/path.py", "wtflow/gone.py", "docs/gone.md", "params.yaml"}
+    assert make_targets(text) == {"repro", "fly", "serve", "nothing"}
+    assert {"repro", "serve", "test", "check"} <= targets()
+    assert not exists("wtflow/gone.py", ROOT / "README.md")
+
+
+def test_every_target_is_in_the_help() -> None:
+    described = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert described == targets()
