@@ -5,8 +5,10 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from sklearn.metrics import roc_auc_score
 
 from tests.e2e.project import Project, make_project
 from wtflow.bundle import load_bundle
@@ -34,7 +36,8 @@ def test_every_stage_leaves_what_it_promises(road: Project) -> None:
     metrics = json.loads((road.root / "metrics/tiny.json").read_text())
     assert set(metrics) == METRICS
     assert metrics["pixel_auroc"] is None
-    assert metrics["image_auroc"] > 0.5
+    scored = pq.read_table(road.root / "evaluations/tiny/per_image.parquet").to_pandas().query("label != 'uncertain'")
+    assert metrics["image_auroc"] == pytest.approx(roc_auc_score(scored.label == "anomalous", scored.score), abs=1e-6)
     assert metrics["n_test_anomalous"] == 12
     assert metrics["bundle_digest"] == load_bundle(road.root / "models/tiny").digest
     assert "<img" in (road.root / "reports/tiny/index.html").read_text()

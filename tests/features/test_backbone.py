@@ -88,7 +88,8 @@ def test_weights_from_a_file(backbone: Backbone, tmp_path: Path) -> None:
     save_tensors(path, build_backbone(params(levels=[4])).network.state_dict())
     named = build_backbone(params(weights=str(path), sha256=sha256_file(path)))
     assert named.network.state_dict().keys() == backbone.network.state_dict().keys()
-    assert all(torch.equal(value, load_file(path)[name]) for name, value in named.network.state_dict().items())
+    written = load_file(path)
+    assert all(torch.equal(value, written[name]) for name, value in named.network.state_dict().items())
 
 
 def test_digest_names_weights_levels_and_size(backbone: Backbone) -> None:

@@ -13,7 +13,9 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 MAKE = re.compile(r"\bmake ((?:-\S+ )*)([a-z][a-z-]*)")
 TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
-MADE = re.compile(r"^(data|models|evaluations|reports|registry|metrics|plots|mlartifacts|\.wtflow)(/|$)|^mlflow\.db$")
+MADE = re.compile(
+    r"^(data|models|evaluations|reports|registry|metrics|plots|mlartifacts|\.wtflow)(/|$)|^mlflow\.db$|^\.dvc/config\.local$"
+)
 """What the stages make: in a fresh clone it is not there yet."""
 
 
@@ -42,8 +44,13 @@ def make_targets(text: str) -> set[str]:
 
 
 def exists(name: str, document: Path) -> bool:
-    """Whether a path is there, seen from the root or from the document's folder."""
-    return (ROOT / name).exists() or (document.parent / name).exists()
+    """Whether a path is there, seen from the root or from the document's folder; of `path.py:Class.method` both."""
+    path, _, symbol = name.partition(":")
+    found = next((base / path for base in (ROOT, document.parent) if (base / path).exists()), None)
+    if found is None or not symbol:
+        return found is not None
+    text = found.read_text(encoding="utf-8")
+    return all(re.search(rf"\b{re.escape(part)}\b", text) for part in symbol.rstrip("()").split("."))
 
 
 def documents() -> list[Path]:
@@ -66,14 +73,16 @@ def test_paths_and_targets_exist(document: Path) -> None:
 def test_the_guard_sees_what_it_should() -> None:
     text = (
         "See `wtflow/flow/path.py`, `wtflow/gone.py`, [the tour](docs/gone.md#here), [site](https://a.b/c),\n"
-        "`a/b` rates, 
-        "`data/raw/<line>`, `models/x` and `params.yaml`; type `make repro` or `make -s fly`.\n"
+        "`a/b` rates, `data/raw/<line>`, `models/x` and `params.yaml`; type `make repro` or `make -s fly`.\n"
         "```\nmake serve\nmake nothing\ntests/gone.py\n```\n"
     )
     assert repository_paths(text) == {"wtflow/flow/path.py", "wtflow/gone.py", "docs/gone.md", "params.yaml"}
     assert make_targets(text) == {"repro", "fly", "serve", "nothing"}
     assert {"repro", "serve", "test", "check"} <= targets()
-    assert not exists("wtflow/gone.py", ROOT / "README.md")
+    readme = ROOT / "README.md"
+    assert exists("wtflow/flow/solver.py:euler", readme)
+    assert not exists("wtflow/gone.py", readme)
+    assert not exists("wtflow/flow/solver.py:heun", readme)
 
 
 def test_every_target_is_in_the_help() -> None:

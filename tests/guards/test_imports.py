@@ -61,6 +61,7 @@ def probe(names: list[str], folder: Path) -> dict[str, object]:
     return found
 
 
+@pytest.mark.slow
 def test_the_library_imports_inertly_and_alone(tmp_path: Path) -> None:
     names = modules("wtflow")
     assert "wtflow.data.sources.elpv" in names

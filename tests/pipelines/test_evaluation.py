@@ -102,11 +102,20 @@ def test_masks_of_any_mode_are_read_alike(tmp_path: Path, mode: str) -> None:
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", (60, 80), LIMITS), expected)
 
 
-def test_a_mask_is_true_above_half_and_not_blurred_by_the_resize(tmp_path: Path) -> None:
+def test_a_mask_is_true_above_half(tmp_path: Path) -> None:
     levels = np.array([[0, 127, 128, 255]], dtype=np.uint8).repeat(16, axis=0).repeat(8, axis=1)
     (tmp_path / "mask.png").write_bytes(png(Image.fromarray(levels)))
     mask = read_mask(tmp_path / "mask.png", (16, 4), LIMITS)
     np.testing.assert_array_equal(mask, np.array([[False, False, True, True]]).repeat(16, axis=0))
+
+
+def test_a_mask_is_resized_to_the_nearest_pixel(tmp_path: Path) -> None:
+    """A line of one pixel in 32 is met by the middle of column 1 of 4; a mean over pixels would lose it."""
+    levels = np.zeros((16, 32), dtype=np.uint8)
+    levels[:, 12] = 255
+    (tmp_path / "mask.png").write_bytes(png(Image.fromarray(levels)))
+    mask = read_mask(tmp_path / "mask.png", (16, 4), LIMITS)
+    np.testing.assert_array_equal(mask, np.array([[False, True, False, False]]).repeat(16, axis=0))
 
 
 def test_a_coloured_mask_counts_by_its_brightest_channel(tmp_path: Path) -> None:

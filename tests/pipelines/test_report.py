@@ -134,7 +134,7 @@ def test_the_expected_rate_covers_what_chance_does() -> None:
 def test_more_false_alarms_than_chance_explains_are_said_aloud(tmp_path: Path) -> None:
     expected = expected_fpr(CALIBRATION, 40)
     assert expected is not None
-    warning, in_keeping = "It was more than chance explains.", "So it did."
+    warning, in_keeping = "It was more than chance explains.", "The measured share lies in that range."
     for flagged, said, unsaid in ((30, warning, in_keeping), (4, in_keeping, warning)):
         assert (flagged / 40 > expected.high) == (said == warning)
         scores = [2.0] * flagged + [0.1] * (40 - flagged)
