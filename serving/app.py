@@ -14,6 +14,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
@@ -76,17 +77,24 @@ def _ray(settings: ServeSettings) -> Iterator[None]:
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
 
-    try:
-        with _ray_folder(address) as options:
-            ray.init(address, logging_level="WARNING", **options)
-            try:
-                _signals(signal.default_int_handler)  # Ray has taken SIGTERM over
-                yield
-            finally:
-                _signals(signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
-                ray.shutdown()
-    except ConnectionError as error:
-        raise WTFlowError(f"RAY_ADDRESS={address}: no Ray there ({error}). Unset it to start one here.") from error
+    stops: list[int] = []
+    with _ray_folder(address) as options:
+        try:
+            # a stop in the middle of Ray's start would leave processes behind: it waits until after. In a thread,
+            # where Ray cannot take SIGTERM for itself
+            _signals(lambda number, frame: stops.append(number))
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(ray.init, address, logging_level="ERROR", **options).result()
+            _signals(signal.default_int_handler)
+            if stops:
+                raise KeyboardInterrupt
+            yield
+        except ConnectionError as error:
+            message = f"RAY_ADDRESS={address}: no Ray there ({error}). Unset it to start one here."
+            raise WTFlowError(message) from error
+        finally:
+            _signals(signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
+            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -129,13 +137,15 @@ def _application(champions: Sequence[Champion], settings: ServeSettings) -> Iter
     names = ", ".join(f"{champion.line} version {champion.version}" for champion in champions)
     typer.echo(f"loading {names} ...")
     serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
+    application = build_application(champions, settings)
     try:
-        serve.run(build_application(champions, settings), name=APPLICATION, route_prefix="/", logging_config=LOGGING)
+        try:
+            serve.run(application, name=APPLICATION, route_prefix="/", logging_config=LOGGING)
+        except RuntimeError as error:
+            found = serve.status().applications[APPLICATION].deployments
+            reasons = [f"  {name}: {_cause(one.message)}" for name, one in found.items() if one.message]
+            raise WTFlowError("\n".join(["the service did not start", *(reasons or [str(error)])])) from error
         yield
-    except RuntimeError as error:
-        found = serve.status().applications[APPLICATION].deployments
-        reasons = [f"  {name}: {_cause(one.message)}" for name, one in found.items() if one.message]
-        raise WTFlowError("\n".join(["the service did not start", *(reasons or [str(error)])])) from error
     finally:
         _signals(signal.SIG_IGN)
         serve.delete(APPLICATION)
