@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.project import SMALL, Project, make_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
 EPOCHS = 60
 
 

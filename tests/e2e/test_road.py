@@ -15,7 +15,7 @@ from wtflow.bundle import load_bundle
 from wtflow.data.images import decode
 from wtflow.data.version import data_version
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
 METRICS = {
     "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_aupro_30", "pixel_aupro_05", "threshold",
     "target_fpr", "fpr", "tpr", "n_test_normal", "n_test_anomalous", "uncertain_above_threshold",

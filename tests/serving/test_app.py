@@ -25,7 +25,7 @@ from wtflow.bundle import load_bundle
 from wtflow.data.images import decode
 from wtflow.detector import Detector
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 ROOT = Path(__file__).parents[2]
 START_S, STOP_S = 300, 90
 CLIENTS, REQUESTS = 8, 200
