@@ -11,8 +11,8 @@ DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
-MAKE = re.compile(r"\bmake ((?:-\S+ )*)([a-z][a-z-]*)")
-TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
+MAKE = re.compile(r"\bmake ((?:-\S+ )*)([a-z][a-z0-9-]*)")
+TARGET = re.compile(r"^([a-z][a-z0-9-]*):", re.MULTILINE)
 MADE = re.compile(
     r"^(data|models|evaluations|reports|registry|metrics|plots|mlartifacts|\.wtflow)(/|$)|^mlflow\.db$|^\.dvc/config\.local$"
 )
