@@ -5,9 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-import elpv_dataset
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def make_project(root: Path) -> Project:
 
 
 def _photographs(folder: Path) -> None:
-    source = Path(str(elpv_dataset.__file__)).parent / "data"
+    source = Path(str(getattr(find_spec("elpv_dataset"), "origin", ""))).parent / "data"
     (folder / "images").mkdir(parents=True)
     left = dict(WANTED)
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
