@@ -52,7 +52,7 @@ TRAIN: dict[str, Any] = {
     "warmup_fraction": 0.05,
     "weight_decay": 0.01,
     "fusion": {"levels": [2, 3], "stride": 8, "smooth": False, "norm": "channel"},
-    "coupling": {"kind": "independent"},
+    "coupling": {"kind": "independent", "candidates": 8},
     "velocity": {"width": 8, "norm": "batch"},
     "score": {"kind": "energy", "top_fraction": 0.03},
     "calibration": {"target_fpr": 0.2, "pixel_quantile": 0.99},

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from wtflow.data.images import ImageLimits, preprocess
 from wtflow.features.backbone import Backbone
 from wtflow.features.fusion import Fusion
-from wtflow.flow.coupling import COUPLINGS, CouplingParams
+from wtflow.flow.coupling import CouplingParams, build_coupling
 from wtflow.flow.solver import euler
 from wtflow.scoring.anomaly_map import enlarge
 from wtflow.scoring.calibration import Calibration
@@ -45,7 +45,7 @@ class Scorer(nn.Module):
     def __init__(self, fusion: Fusion, field: nn.Module, coupling: CouplingParams, score: ScoreParams) -> None:
         super().__init__()
         self.fusion, self.field = fusion, field
-        self.step, self.params = COUPLINGS[coupling.kind].step, score
+        self.step, self.params = build_coupling(coupling).step, score
 
     @torch.inference_mode()
     def forward(self, levels: Mapping[int, Tensor]) -> tuple[AnomalyMap, ImageScores]:

@@ -22,7 +22,7 @@ from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
 from wtflow.features.fusion import FusionParams, build_fusion
-from wtflow.flow.coupling import COUPLINGS, CouplingParams
+from wtflow.flow.coupling import CouplingParams, build_coupling
 from wtflow.flow.loss import matching_loss
 from wtflow.flow.path import interpolate, uniform_times
 from wtflow.flow.velocity import MiniUnet, VelocityParams
@@ -151,7 +151,7 @@ def train(
                 group["lr"] = rate
             chosen = [rows[index] for index in batch.tolist()]
             x0_BCHW = state.scorer.fusion(_to(shards.batch(chosen), place.device))
-            x1_BCHW = COUPLINGS[params.coupling.kind].draw(x0_BCHW.cpu(), generator).to(place.device)
+            x1_BCHW = build_coupling(params.coupling).draw(x0_BCHW.cpu(), generator).to(place.device)
             t_B = uniform_times(len(chosen), generator).to(place.device)
             sample = interpolate(x0_BCHW[share], x1_BCHW[share], t_B[share])
             with torch.autocast(place.device.type, torch.bfloat16, enabled=place.device.type == "cuda"):

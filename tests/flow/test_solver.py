@@ -41,3 +41,25 @@ def test_times_begin_at_zero_and_keep_the_precision_of_the_data() -> None:
     euler(field, X0, 1.0, 3)
     assert all(t.shape == (3,) and t.dtype == torch.float64 for t in times)
     assert [t[0].item() for t in times] == [0.0, 1 / 3, 2 / 3]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_start_moves_the_times_and_nothing_else(count: int) -> None:
+    asked = []
+
+    def field(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        asked.append((x, t))
+        return (1 + t).view(-1, 1, 1, 1).expand_as(x)
+
+    y = euler(field, X0, 0.5, count, start=0.2)
+    wanted = [0.2 + 0.8 * index / count for index in range(count)]
+    assert [t.unique().item() for _, t in asked] == pytest.approx(wanted, abs=1e-15)
+    assert asked[0][0] is X0  # the data themselves, not mixed with noise
+    torch.testing.assert_close(y, X0 + 0.5 * (1 + sum(wanted) / count), rtol=0, atol=1e-14)
+
+
+def test_a_linear_field_in_time_by_hand() -> None:
+    """x' = t over a step of size 1 from t = 0: (0 + 1/2) / 2 in two steps; from 0.5: (0.5 + 0.75) / 2."""
+    field = lambda x, t: t.view(-1, 1, 1, 1).expand_as(x)  # noqa: E731
+    torch.testing.assert_close(euler(field, X0, 1.0, 2), X0 + 0.25, rtol=0, atol=1e-15)
+    torch.testing.assert_close(euler(field, X0, 1.0, 2, start=0.5), X0 + 0.625, rtol=0, atol=1e-15)

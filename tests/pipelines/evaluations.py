@@ -31,7 +31,7 @@ CONFIG = BundleConfig(
     fusion=FusionParams(levels=(3,), stride=16, smooth=False, norm="channel"),
     channels=112,
     map_size=(4, 4),
-    coupling=CouplingParams(kind="independent"),
+    coupling=CouplingParams(kind="independent", candidates=8),
     velocity=VelocityParams(width=8, norm="batch"),
     score=ScoreParams(kind="energy", top_fraction=0.03),
     limits=LIMITS,

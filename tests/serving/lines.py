@@ -50,7 +50,7 @@ def write_line(path: Path, seed: int) -> str:
         fusion=fusion,
         channels=CHANNELS,
         map_size=MAP_SIZE,
-        coupling=CouplingParams(kind="independent"),
+        coupling=CouplingParams(kind="independent", candidates=8),
         velocity=VelocityParams(width=8, norm="batch"),
         score=ScoreParams(kind="energy", top_fraction=0.03),
         limits=LIMITS,
