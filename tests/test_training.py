@@ -1,3 +1,4 @@
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from tests.tiny_line import train_params, trained
 from wtflow.data.shards import FeatureShards
+from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
+from wtflow.flow.loss import time_weight
 from wtflow.training import Epoch, Place, TrainingState, learning_rate, start, train
 
 
@@ -145,9 +148,10 @@ def test_every_epoch_sees_every_training_image_once_and_no_other(tiny_fit: Featu
 
 
 @pytest.mark.usefixtures("single_process_group")
-def test_two_workers_share_every_batch_with_its_times_and_noise(tiny_fit: FeatureShards) -> None:
+@pytest.mark.parametrize("coupling", ["independent", "location-wt", "batch-wt"])
+def test_two_workers_share_every_batch_with_its_times_and_noise(tiny_fit: FeatureShards, coupling: str) -> None:
     """Each rank's points, put together, are those that a single worker works on."""
-    params = train_params(epochs=1)
+    params = train_params(epochs=1, coupling={"kind": coupling}, time={"kind": "singular"})
     seen = {}
     for place in (Place(), Place(0, 2), Place(1, 2)):
         recorded: list[Recorded] = []
@@ -164,6 +168,46 @@ def test_two_workers_share_every_batch_with_its_times_and_noise(tiny_fit: Featur
             for rank in (0, 1):
                 assert torch.equal(shares[rank][item], whole[item][rank::2])
     assert sum(len(t) for _, t in seen[0, 1]) == len(tiny_fit.rows(split="train"))
+
+
+def test_the_constant_of_the_coupling_is_measured_on_the_training_images(tiny_fit: FeatureShards) -> None:
+    """sign-wt: c = -sqrt(2/pi) E|x0| / E[x0^2]; the step of the scorer follows it."""
+    params = train_params(coupling={"kind": "sign-wt"})
+    scorer = start(tiny_fit, params).scorer.eval()
+    x0 = scorer.fusion(tiny_fit.batch(tiny_fit.rows(split="train")))
+    wanted = -math.sqrt(2 / math.pi) * x0.abs().mean().item() / x0.square().mean().item()
+    assert -0.75 < wanted < -0.4
+    assert scorer.c.item() == pytest.approx(wanted, abs=0.01)
+    levels = tiny_fit.batch(tiny_fit.rows(split="calibrate"))
+    with torch.no_grad():
+        x0 = scorer.fusion(levels)
+        y = x0 + scorer.field(x0, torch.zeros(len(x0))) / (1 - scorer.c)
+    torch.testing.assert_close(scorer(levels)[0], 0.5 * y.square().mean(1), rtol=1e-5, atol=1e-6)
+    unmeasured = Scorer(scorer.fusion, scorer.field, params.coupling, params.score).eval()
+    assert unmeasured(levels)[1].isnan().all()
+
+
+class Off(nn.Module):
+    """For data at rest in the sink: the velocity -x0 = -x_t / (1 - t), and 1 too much."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.times = next(network.parameters()), []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.times.append(t)
+        return -x / (1 - t).view(-1, 1, 1, 1) + 1 + 0 * self.weight.sum()
+
+
+@pytest.mark.parametrize("weight", ["uniform", "near-data", "far-from-data"])
+def test_an_image_weighs_what_its_time_says(tiny_fit: FeatureShards, weight: str) -> None:
+    params = train_params(epochs=1, coupling={"kind": "sink"}, loss={"weight": weight}, time={"kind": "singular"})
+    off: list[Off] = []
+    state = start(tiny_fit, params)
+    train(state, tiny_fit, params, wrap=lambda network: off.append(Off(network)) or off[0])  # type: ignore[func-returns-value]
+    t = torch.cat(off[0].times)
+    assert (t < 0.25).double().mean() > 0.3  # P = 1/2
+    assert state.history[0].loss == pytest.approx(time_weight(t, params.loss).mean().item(), rel=1e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_fit: FeatureShards) -> None:

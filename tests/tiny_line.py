@@ -53,6 +53,8 @@ TRAIN: dict[str, Any] = {
     "weight_decay": 0.01,
     "fusion": {"levels": [2, 3], "stride": 8, "smooth": False, "norm": "channel"},
     "coupling": {"kind": "independent", "candidates": 8},
+    "time": {"kind": "uniform", "location": 0.0, "scale": 1.0, "power": 2.0},
+    "loss": {"weight": "uniform", "scale": 0.1},
     "velocity": {"width": 8, "norm": "batch"},
     "score": {"kind": "energy", "top_fraction": 0.03},
     "calibration": {"target_fpr": 0.2, "pixel_quantile": 0.99},

@@ -4,6 +4,7 @@ picture --preprocess--> uint8 --backbone--> {level: map} --fusion--> x0_BCHW --e
         --energy--> map_BHW --enlarge, top mean--> score --calibration--> p-value, decision
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from wtflow.data.images import ImageLimits, preprocess
 from wtflow.features.backbone import Backbone
 from wtflow.features.fusion import Fusion
-from wtflow.flow.coupling import CouplingParams, build_coupling
+from wtflow.flow.coupling import CouplingParams, build_coupling, step_size
 from wtflow.flow.solver import euler
 from wtflow.scoring.anomaly_map import enlarge
 from wtflow.scoring.calibration import Calibration
@@ -42,16 +43,21 @@ class Verdict:
 class Scorer(nn.Module):
     """The head: cached features -> energies and image scores. Holds what training learns."""
 
+    c: Tensor
+    """Constant of the coupling. One that is not exact is NaN until training has measured it or weights are loaded."""
+
     def __init__(self, fusion: Fusion, field: nn.Module, coupling: CouplingParams, score: ScoreParams) -> None:
         super().__init__()
         self.fusion, self.field = fusion, field
-        self.step, self.params = build_coupling(coupling).step, score
+        self.params = score
+        exact = build_coupling(coupling).c
+        self.register_buffer("c", torch.tensor(math.nan if exact is None else exact))
 
     @torch.inference_mode()
     def forward(self, levels: Mapping[int, Tensor]) -> tuple[AnomalyMap, ImageScores]:
         """Maps B x H x W on the scale of `ScoreParams.kind`, and one score an image."""
         x0_BCHW = self.fusion(levels)
-        energy_BHW = energy(euler(self.field, x0_BCHW, self.step))
+        energy_BHW = energy(euler(self.field, x0_BCHW, step_size(self.c.item())))
         map_BHW = scored(energy_BHW, self.params)
         height, width = (4 * side for side in map_BHW.shape[1:])
         return map_BHW, top_mean(enlarge(map_BHW, (height, width)), self.params.top_fraction)

@@ -21,10 +21,10 @@ from wtflow.artefact import read_json, save_tensors, sha256_file, write_json
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
-from wtflow.features.fusion import FusionParams, build_fusion
-from wtflow.flow.coupling import CouplingParams, build_coupling
-from wtflow.flow.loss import matching_loss
-from wtflow.flow.path import interpolate, uniform_times
+from wtflow.features.fusion import Fusion, FusionParams, build_fusion
+from wtflow.flow.coupling import CouplingParams, build_coupling, constant
+from wtflow.flow.loss import LossParams, matching_loss, time_weight
+from wtflow.flow.path import TimeParams, interpolate, sample_times
 from wtflow.flow.velocity import MiniUnet, VelocityParams
 from wtflow.params import Section
 from wtflow.scoring.calibration import CalibrationParams
@@ -48,6 +48,8 @@ class TrainParams(Section):
     weight_decay: Annotated[float, Field(ge=0)]
     fusion: FusionParams
     coupling: CouplingParams
+    time: TimeParams
+    loss: LossParams
     velocity: VelocityParams
     score: ScoreParams
     calibration: CalibrationParams
@@ -60,7 +62,7 @@ class Epoch:
     epoch: int
     """From 0."""
     loss: float
-    """Mean over the images of the matching loss; about 1 + var(x0) for a field that knows nothing."""
+    """Mean over the images of the weighted matching loss; about 1 + var(x0) for a field that knows nothing."""
     learning_rate: float
     """At the epoch's last step."""
 
@@ -107,7 +109,8 @@ class TrainingState:
 
 
 def start(shards: FeatureShards, params: TrainParams) -> TrainingState:
-    """A head with fresh weights and the channel statistics of the `train` images; the same for the same seed.
+    """A head with fresh weights, the channel statistics of the `train` images and the constant of the coupling on them;
+    the same for the same seed.
 
     Raises `WTFlowError` for a level that was not extracted.
     """
@@ -117,6 +120,7 @@ def start(shards: FeatureShards, params: TrainParams) -> TrainingState:
     fusion.learn_statistics(shards.batches(rows, 32))
     network = MiniUnet(params.velocity, fusion.channels)
     scorer = Scorer(fusion, network, params.coupling, params.score)
+    scorer.c.fill_(_measured_constant(fusion, shards, params))
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, betas=(0.9, 0.999)
     )
@@ -140,6 +144,7 @@ def train(
     state.scorer.to(place.device)
     network = wrap(state.scorer.field)
     rows = shards.rows(split="train")
+    coupling = build_coupling(params.coupling)
     steps = math.ceil(len(rows) / params.batch_size)
     for epoch in range(len(state.history), params.epochs):
         network.train()
@@ -151,11 +156,11 @@ def train(
                 group["lr"] = rate
             chosen = [rows[index] for index in batch.tolist()]
             x0_BCHW = state.scorer.fusion(_to(shards.batch(chosen), place.device))
-            x1_BCHW = build_coupling(params.coupling).draw(x0_BCHW.cpu(), generator).to(place.device)
-            t_B = uniform_times(len(chosen), generator).to(place.device)
+            x1_BCHW = coupling.draw(x0_BCHW.cpu(), generator).to(place.device)
+            t_B = sample_times(len(chosen), params.time, generator).to(place.device)
             sample = interpolate(x0_BCHW[share], x1_BCHW[share], t_B[share])
             with torch.autocast(place.device.type, torch.bfloat16, enabled=place.device.type == "cuda"):
-                loss_B = matching_loss(network, sample)
+                loss_B = time_weight(sample.t_B, params.loss) * matching_loss(network, sample)
             state.optimiser.zero_grad(set_to_none=True)
             # the mean over the global batch, whatever the workers' shares: DDP averages over workers
             (loss_B.sum() * (place.world_size / len(chosen))).backward()  # type: ignore[no-untyped-call]
@@ -165,6 +170,15 @@ def train(
         state.history.append(done)
         on_epoch(state, done)
     state.scorer.eval()
+
+
+@torch.no_grad()
+def _measured_constant(fusion: Fusion, shards: FeatureShards, params: TrainParams) -> float:
+    """c over the batches of the first epoch; read from no file where it is exact."""
+    rows = shards.rows(split="train")
+    chosen = (batch.tolist() for batch, _ in _global_batches(len(rows), params, epoch=0))
+    batches = (fusion(shards.batch([rows[index] for index in batch])) for batch in chosen)
+    return constant(build_coupling(params.coupling), batches, torch.Generator().manual_seed(params.seed))
 
 
 def _finished(total: Tensor, epoch: int, rate: float, images: int, place: Place) -> Epoch:

@@ -14,7 +14,6 @@ import torch
 from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 
-from wtflow.errors import WTFlowError
 from wtflow.params import Section
 from wtflow.shapes import FeatureMap
 
@@ -36,13 +35,6 @@ class Coupling:
     draw: Callable[[FeatureMap, torch.Generator], FeatureMap]
     c: float | None
     """None: depends on the data and has to be measured (`constant`)."""
-
-    @property
-    def step(self) -> float:
-        """Size of the Euler step that empties the well, for an exact c."""
-        if self.c is None:
-            raise WTFlowError("train.coupling.kind: its constant c is not exact and not measured yet. Choose another.")
-        return step_size(self.c)
 
 
 def independent(x0_BCHW: FeatureMap, generator: torch.Generator) -> FeatureMap:
