@@ -33,7 +33,7 @@ from wtflow.features.backbone import build_backbone
 from wtflow.features.extract import ExtractParams, extract
 from wtflow.scoring.calibration import Calibration, calibrate
 from wtflow.scoring.metrics import auroc
-from wtflow.training import TrainingState, TrainParams, start, train
+from wtflow.training import TrainingState, TrainParams, finish, start, train
 
 SEEDS = (0, 1, 2)
 FIGURES = ("image_auroc", "fpr", "tpr")
@@ -131,6 +131,7 @@ def _trained(fit: FeatureShards, params: TrainParams) -> TrainingState:
     torch.use_deterministic_algorithms(True)
     state = start(fit, params)
     train(state, fit, params)
+    finish(state, fit)
     return state
 
 

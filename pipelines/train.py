@@ -21,9 +21,10 @@ from wtflow.artefact import digest_of, replacing, sha256_file
 from wtflow.bundle import BundleConfig, write_bundle
 from wtflow.data.images import ImageLimits
 from wtflow.data.shards import FeatureShards
+from wtflow.detector import Scorer
 from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
 from wtflow.scoring.calibration import Calibration, calibrate
-from wtflow.training import Epoch, TrainingState, TrainParams
+from wtflow.training import Epoch, TrainingState, TrainParams, finish
 
 SCORED_AT_ONCE = 32
 
@@ -45,7 +46,8 @@ def main(line: str) -> None:
             tracked.log(epoch)
 
         state = ray_train.fit(name, features, params, settings, on_epoch)
-        calibration = calibrated(state, shards, params)
+        scorer = finish(state, shards)
+        calibration = calibrated(scorer, shards, params)
         digest = _write(line, params, shards, state, calibration, code)
         tracked.finish(digest)
     ray_train.forget(name, settings)
@@ -58,11 +60,11 @@ def main(line: str) -> None:
     )
 
 
-def calibrated(state: TrainingState, shards: FeatureShards, params: TrainParams) -> Calibration:
+def calibrated(scorer: Scorer, shards: FeatureShards, params: TrainParams) -> Calibration:
     """Threshold and p-values from the `calibrate` normals, which training has not seen."""
     scores, energies = [], []
     for levels in shards.batches(shards.rows(split="calibrate"), SCORED_AT_ONCE):
-        map_BHW, score_B = state.scorer(levels)
+        map_BHW, score_B = scorer(levels)
         scores.append(score_B.double().numpy())
         energies.append(map_BHW.numpy().ravel())
     return calibrate(np.concatenate(scores), np.concatenate(energies), params.calibration)
@@ -87,10 +89,11 @@ def _write(
     config = BundleConfig(
         backbone=backbone,
         fusion=params.fusion,
-        channels=state.scorer.fusion.channels,
+        inputs=state.scorer.fusion.inputs,
         map_size=state.scorer.fusion.size,
         coupling=params.coupling,
         velocity=params.velocity,
+        solver=params.solver,
         score=params.score,
         limits=ImageLimits.parse(header["limits"], f"{shards.folder}/index.json: limits"),
     )

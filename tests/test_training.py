@@ -183,7 +183,7 @@ def test_the_constant_of_the_coupling_is_measured_on_the_training_images(tiny_fi
         x0 = scorer.fusion(levels)
         y = x0 + scorer.field(x0, torch.zeros(len(x0))) / (1 - scorer.c)
     torch.testing.assert_close(scorer(levels)[0], 0.5 * y.square().mean(1), rtol=1e-5, atol=1e-6)
-    unmeasured = Scorer(scorer.fusion, scorer.field, params.coupling, params.score).eval()
+    unmeasured = Scorer(scorer.fusion, scorer.field, params.coupling, params.solver, params.score).eval()
     assert unmeasured(levels)[1].isnan().all()
 
 

@@ -17,7 +17,7 @@ from wtflow.features.backbone import BackboneParams, build_backbone, load_weight
 from wtflow.features.extract import ExtractParams, extract
 from wtflow.params import merged
 from wtflow.scoring.calibration import Calibration, calibrate
-from wtflow.training import TrainingState, TrainParams, start, train
+from wtflow.training import TrainingState, TrainParams, finish, start, train
 
 LINE = "tiny"
 WANTED = {("0.0", "mono"): 48, ("1.0", "mono"): 8, ("0.3333333333333333", "mono"): 4}
@@ -51,12 +51,13 @@ TRAIN: dict[str, Any] = {
     "learning_rate": 0.003,
     "warmup_fraction": 0.05,
     "weight_decay": 0.01,
-    "fusion": {"levels": [2, 3], "stride": 8, "smooth": False, "norm": "channel"},
+    "fusion": {"levels": [2, 3], "stride": 8, "smooth": False, "norm": "channel", "components": 64},
     "coupling": {"kind": "independent", "candidates": 8},
     "time": {"kind": "uniform", "location": 0.0, "scale": 1.0, "power": 2.0},
     "loss": {"weight": "uniform", "scale": 0.1},
-    "velocity": {"width": 8, "norm": "batch"},
-    "score": {"kind": "energy", "top_fraction": 0.03},
+    "velocity": {"kind": "unet", "width": 8, "depth": 1, "norm": "batch"},
+    "solver": {"start": 0.0, "steps": 1},
+    "score": {"kind": "energy", "balance": "none", "top_fraction": 0.03},
     "calibration": {"target_fpr": 0.2, "pixel_quantile": 0.99},
 }
 
@@ -123,6 +124,7 @@ def trained(shards: FeatureShards, params: TrainParams) -> TrainingState:
     """A whole run in this process."""
     state = start(shards, params)
     train(state, shards, params)
+    finish(state, shards)
     return state
 
 
@@ -140,10 +142,11 @@ def write_trained(shards: FeatureShards, path: Path) -> str:
     config = BundleConfig(
         backbone=backbone,
         fusion=params.fusion,
-        channels=state.scorer.fusion.channels,
+        inputs=state.scorer.fusion.inputs,
         map_size=state.scorer.fusion.size,
         coupling=params.coupling,
         velocity=params.velocity,
+        solver=params.solver,
         score=params.score,
         limits=ImageLimits.parse(shards.header["limits"], "tests"),
     )

@@ -3,7 +3,7 @@
     bundle.json            format, SHA-256 of every other file, and the digest over them
     config.json            settings of backbone, fusion, field, coupling, score; image limits
     backbone.safetensors   the stages of the backbone that are run
-    scorer.safetensors     field, channel statistics, constant of the coupling
+    scorer.safetensors     field, channel statistics, constant of the coupling, usual energies
     calibration.json       scores of the calibration normals, target rate, thresholds
     provenance.json        line, seed, code commit, digests of data and features, versions
 
@@ -21,7 +21,8 @@ from wtflow.errors import DigestError, WTFlowError
 from wtflow.features.backbone import Backbone, BackboneParams, build_backbone, load_weights
 from wtflow.features.fusion import Fusion, FusionParams
 from wtflow.flow.coupling import CouplingParams
-from wtflow.flow.velocity import MiniUnet, VelocityParams
+from wtflow.flow.solver import SolverParams
+from wtflow.flow.velocity import VelocityParams, build_field
 from wtflow.params import Section
 from wtflow.scoring.calibration import Calibration
 from wtflow.scoring.density import ScoreParams
@@ -35,12 +36,13 @@ class BundleConfig(Section):
 
     backbone: BackboneParams
     fusion: FusionParams
-    channels: int
-    """C: fused feature channels."""
+    inputs: int
+    """D: channels of the fused levels, before they are normalised."""
     map_size: tuple[int, int]
     """H, W of the feature map."""
     coupling: CouplingParams
     velocity: VelocityParams
+    solver: SolverParams
     score: ScoreParams
     limits: ImageLimits
 
@@ -59,15 +61,11 @@ class Bundle:
         """Networks with their weights, in evaluation mode."""
         config = self.config
         backbone = build_backbone(config.backbone, load_weights(self.path / "backbone.safetensors"))
-        scorer = Scorer(
-            Fusion(config.fusion, config.channels, config.map_size),
-            MiniUnet(config.velocity, config.channels),
-            config.coupling,
-            config.score,
-        )
+        fusion = Fusion(config.fusion, config.inputs, config.map_size)
+        field = build_field(config.velocity, fusion.channels, config.map_size)
+        scorer = Scorer(fusion, field, config.coupling, config.solver, config.score)
         scorer.load_state_dict(load_weights(self.path / "scorer.safetensors"))
-        scorer.eval().requires_grad_(False)
-        return Detector(backbone.to(device), scorer.to(device), self.calibration, config.limits)
+        return Detector(backbone.to(device), scorer.to(device).freeze(), self.calibration, config.limits)
 
 
 def write_bundle(

@@ -5,7 +5,7 @@ picture --preprocess--> uint8 --backbone--> {level: map} --fusion--> x0_BCHW --e
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,11 +18,13 @@ from wtflow.data.images import ImageLimits, preprocess
 from wtflow.features.backbone import Backbone
 from wtflow.features.fusion import Fusion
 from wtflow.flow.coupling import CouplingParams, build_coupling, step_size
-from wtflow.flow.solver import euler
+from wtflow.flow.fold import FoldedField, folded
+from wtflow.flow.solver import SolverParams, euler
+from wtflow.flow.velocity import VelocityNet
 from wtflow.scoring.anomaly_map import enlarge
 from wtflow.scoring.calibration import Calibration
-from wtflow.scoring.density import ScoreParams, energy, scored, top_mean
-from wtflow.shapes import AnomalyMap, ImageScores
+from wtflow.scoring.density import ScoreParams, energy, scored, top_mean, usual_energy
+from wtflow.shapes import AnomalyMap, FeatureMap, ImageScores, Times
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Verdict:
     """Score above which an image is anomalous."""
     is_anomalous: bool
     anomaly_map: NDArray[np.float32]
-    """Energy for each place of the feature map, [H, W]; 0 in the well, unbounded above."""
+    """Energy for each place of the feature map, [H, W]; 0 in the well, unbounded above; with `score.balance: place` in
+    units of what normal images leave there."""
 
 
 class Scorer(nn.Module):
@@ -45,20 +48,49 @@ class Scorer(nn.Module):
 
     c: Tensor
     """Constant of the coupling. One that is not exact is NaN until training has measured it or weights are loaded."""
+    usual_HW: Tensor
+    """What an energy is divided by: 1 everywhere, or what `learn_places` has found."""
 
-    def __init__(self, fusion: Fusion, field: nn.Module, coupling: CouplingParams, score: ScoreParams) -> None:
+    def __init__(
+        self, fusion: Fusion, field: VelocityNet, coupling: CouplingParams, solver: SolverParams, score: ScoreParams
+    ) -> None:
         super().__init__()
         self.fusion, self.field = fusion, field
-        self.params = score
+        self.solver, self.params = solver, score
+        self._fixed: list[FoldedField] = []  # in a list, so that its weights are not saved twice
         exact = build_coupling(coupling).c
         self.register_buffer("c", torch.tensor(math.nan if exact is None else exact))
+        self.register_buffer("usual_HW", torch.ones(fusion.size))
+
+    def freeze(self) -> "Scorer":
+        """Evaluation mode for good, on the device it is on: one step asks the field folded at its time."""
+        self.eval().requires_grad_(False)
+        if self.solver.steps == 1:
+            self._fixed = [folded(self.field, self.solver.start)]
+        return self
+
+    def learn_places(self, batches: Iterable[Mapping[int, Tensor]]) -> None:
+        """Set what normal images leave at each place, from features of the training images."""
+        total_HW, images = torch.zeros_like(self.usual_HW, dtype=torch.float64), 0
+        for levels in batches:
+            energy_BHW = self._energy(levels)
+            total_HW += energy_BHW.double().sum(dim=0)
+            images += len(energy_BHW)
+        self.usual_HW.copy_(usual_energy(total_HW, images))
+
+    @torch.inference_mode()
+    def _energy(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
+        def field(x_BCHW: FeatureMap, t_B: Times) -> FeatureMap:
+            velocity_BCHW: Tensor = self._fixed[0](x_BCHW) if self._fixed else self.field(x_BCHW, t_B)
+            return velocity_BCHW
+
+        step = step_size(self.c.item())
+        return energy(euler(field, self.fusion(levels), step, self.solver.steps, self.solver.start))
 
     @torch.inference_mode()
     def forward(self, levels: Mapping[int, Tensor]) -> tuple[AnomalyMap, ImageScores]:
-        """Maps B x H x W on the scale of `ScoreParams.kind`, and one score an image."""
-        x0_BCHW = self.fusion(levels)
-        energy_BHW = energy(euler(self.field, x0_BCHW, step_size(self.c.item())))
-        map_BHW = scored(energy_BHW, self.params)
+        """Maps B x H x W on the scale of `ScoreParams`, and one score an image."""
+        map_BHW = scored(self._energy(levels) / self.usual_HW, self.params)
         height, width = (4 * side for side in map_BHW.shape[1:])
         return map_BHW, top_mean(enlarge(map_BHW, (height, width)), self.params.top_fraction)
 

@@ -25,7 +25,8 @@ from wtflow.features.fusion import Fusion, FusionParams, build_fusion
 from wtflow.flow.coupling import CouplingParams, build_coupling, constant
 from wtflow.flow.loss import LossParams, matching_loss, time_weight
 from wtflow.flow.path import TimeParams, interpolate, sample_times
-from wtflow.flow.velocity import MiniUnet, VelocityParams
+from wtflow.flow.solver import SolverParams
+from wtflow.flow.velocity import VelocityParams, build_field
 from wtflow.params import Section
 from wtflow.scoring.calibration import CalibrationParams
 from wtflow.scoring.density import ScoreParams
@@ -51,6 +52,7 @@ class TrainParams(Section):
     time: TimeParams
     loss: LossParams
     velocity: VelocityParams
+    solver: SolverParams
     score: ScoreParams
     calibration: CalibrationParams
 
@@ -118,8 +120,8 @@ def start(shards: FeatureShards, params: TrainParams) -> TrainingState:
     torch.manual_seed(params.seed)
     fusion = build_fusion(params.fusion, shards.batch(rows[:1]), tuple(shards.header["backbone"]["image_size"]))
     fusion.learn_statistics(shards.batches(rows, 32))
-    network = MiniUnet(params.velocity, fusion.channels)
-    scorer = Scorer(fusion, network, params.coupling, params.score)
+    network = build_field(params.velocity, fusion.channels, fusion.size)
+    scorer = Scorer(fusion, network, params.coupling, params.solver, params.score)
     scorer.c.fill_(_measured_constant(fusion, shards, params))
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, betas=(0.9, 0.999)
@@ -170,6 +172,14 @@ def train(
         state.history.append(done)
         on_epoch(state, done)
     state.scorer.eval()
+
+
+def finish(state: TrainingState, shards: FeatureShards) -> Scorer:
+    """The trained head, frozen, with what its score learns from the `train` images once the field is fixed."""
+    scorer = state.scorer.freeze()
+    if scorer.params.balance == "place":
+        scorer.learn_places(shards.batches(shards.rows(split="train"), 32))
+    return scorer
 
 
 @torch.no_grad()

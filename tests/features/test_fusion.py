@@ -15,7 +15,9 @@ def levels(count: int = 3) -> dict[int, torch.Tensor]:
 
 
 def fusion(used: tuple[int, ...] = (2, 3), stride: int = 16, smooth: bool = False, norm: str = "layer") -> Fusion:
-    params = FusionParams.parse({"levels": used, "stride": stride, "smooth": smooth, "norm": norm}, "tests")
+    params = FusionParams.parse(
+        {"levels": used, "stride": stride, "smooth": smooth, "norm": norm, "components": 4}, "tests"
+    )
     return build_fusion(params, levels(), (64, 64))
 
 
@@ -33,7 +35,7 @@ def test_finer_levels_are_averaged_down_coarser_ones_enlarged() -> None:
 
 def test_maps_that_differ_only_in_height_are_brought_to_one_size() -> None:
     """250 x 256 pixels: timm's stride 16 gives 16 x 16 places, the fusion 15 x 16."""
-    params = FusionParams(levels=(2, 3), stride=16, smooth=False, norm="layer")
+    params = FusionParams(levels=(2, 3), stride=16, smooth=False, norm="layer", components=4)
     given = {2: torch.randn(1, 2, 32, 32).half(), 3: torch.randn(1, 3, 16, 16).half()}
     assert build_fusion(params, given, (250, 256)).fuse(given).shape == (1, 5, 15, 16)
 
@@ -60,17 +62,54 @@ def test_channel_statistics_are_those_of_all_places_whatever_the_batches() -> No
     whole, pieces = fusion(norm="channel"), fusion(norm="channel")
     whole.learn_statistics([given])
     pieces.learn_statistics([{level: maps[a:b] for level, maps in given.items()} for a, b in ((0, 1), (1, 6))])
-    torch.testing.assert_close(whole.mean_C11, pieces.mean_C11)
-    torch.testing.assert_close(whole.std_C11, pieces.std_C11)
+    torch.testing.assert_close(whole.mean_D11, pieces.mean_D11)
+    torch.testing.assert_close(whole.std_D11, pieces.std_D11)
     x0 = whole(given).transpose(0, 1).flatten(1)
     torch.testing.assert_close(x0.mean(1), torch.zeros(5), rtol=0, atol=1e-5)
     torch.testing.assert_close(x0.std(1, unbiased=False), torch.ones(5), rtol=0, atol=1e-4)
 
 
-def test_a_dead_channel_stays_finite() -> None:
+def correlated(count: int = 40) -> dict[int, torch.Tensor]:
+    """Two levels whose channels depend on each other."""
+    given = levels(count)
+    given[3] = given[3] + 2 * given[2].float().mean(dim=(2, 3))[:, :1, None, None]
+    given[3][:, 1] += 3 * given[3][:, 0] + 1
+    return {level: maps.half() for level, maps in given.items()}
+
+
+def test_whitening_leaves_components_of_mean_0_and_covariance_near_the_identity() -> None:
+    given, one = correlated(), fusion(norm="whiten", stride=16)
+    one.learn_statistics([given])
+    x0 = one(given)
+    assert x0.shape == (40, 4, 4, 4)
+    x_CN = x0.transpose(0, 1).flatten(1).double()
+    torch.testing.assert_close(x_CN.mean(1), torch.zeros(4).double(), rtol=0, atol=1e-5)
+    covariance = x_CN @ x_CN.T / x_CN.shape[1]
+    torch.testing.assert_close(covariance - covariance.diagonal().diag(), torch.zeros(4, 4).double(), rtol=0, atol=1e-5)
+    # the ridge leaves lambda / (lambda + 0.01): the more of its variance, the larger the component
+    assert (covariance.diagonal() < 1).all()
+    assert covariance.diagonal()[-1] == covariance.diagonal().max() > 0.99
+
+
+def test_whitening_takes_an_image_s_own_brightness_and_contrast_away() -> None:
+    given, one = correlated(), fusion(norm="whiten")
+    one.learn_statistics([given])
+    other = {level: (maps.float() * 1.5 + 0.25).half() for level, maps in given.items()}
+    torch.testing.assert_close(one(other), one(given), rtol=0, atol=0.05)
+
+
+def test_more_components_than_channels_are_all_of_them() -> None:
+    params = FusionParams(levels=(2, 3), stride=16, smooth=False, norm="whiten", components=99)
+    one = build_fusion(params, levels(), (64, 64))
+    assert (one.inputs, one.channels) == (5, 5)
+    assert fusion(norm="layer").channels == 5  # the setting is of `whiten` alone
+
+
+@pytest.mark.parametrize("norm", ["channel", "whiten"])
+def test_a_dead_channel_stays_finite(norm: str) -> None:
     given = levels()
     given[3][:, 1] = 0
-    one = fusion(norm="channel")
+    one = fusion(norm=norm)
     one.learn_statistics([given])
     assert one(given).isfinite().all()
 

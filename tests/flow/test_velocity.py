@@ -4,17 +4,30 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from wtflow.artefact import save_tensors
 from wtflow.errors import WTFlowError
-from wtflow.flow.velocity import MiniUnet, VelocityParams, time_embedding
+from wtflow.flow.velocity import LocationNet, MiniUnet, VelocityParams, build_field, time_embedding
 
 NORMS = ("batch", "group")
 
 
+def params(width: int = 8, norm: str = "batch", kind: str = "unet") -> VelocityParams:
+    return VelocityParams.parse({"kind": kind, "width": width, "depth": 2, "norm": norm}, "train.velocity")
+
+
 def network(norm: str = "batch", channels: int = 5, width: int = 8) -> MiniUnet:
     torch.manual_seed(0)
-    return MiniUnet(VelocityParams.parse({"width": width, "norm": norm}, "tests"), channels)
+    return MiniUnet(params(width, norm), channels)
+
+
+def location(size: tuple[int, int] = (4, 6)) -> LocationNet:
+    """With places that differ, as they do once it has been trained."""
+    torch.manual_seed(0)
+    net = LocationNet(params(kind="location"), 5, size)
+    nn.init.normal_(net.place)
+    return net
 
 
 def test_time_embedding_by_hand() -> None:
@@ -68,7 +81,7 @@ def test_time_changes_the_velocity() -> None:
 def test_weights_survive_a_file(tmp_path: Path) -> None:
     net = network().eval()
     save_tensors(tmp_path / "field.safetensors", net.state_dict())
-    other = MiniUnet(VelocityParams(width=8, norm="batch"), 5).eval()
+    other = MiniUnet(params(), 5).eval()
     other.load_state_dict(load_file(tmp_path / "field.safetensors"))
     x, t = torch.randn(2, 5, 8, 8), torch.rand(2)
     assert torch.equal(net(x, t), other(x, t))
@@ -83,10 +96,32 @@ def test_sizes_that_do_not_halve_twice_are_refused(size: tuple[int, int]) -> Non
 @pytest.mark.parametrize("width", [0, -2, 7])
 def test_a_width_that_is_not_even_is_refused(width: int) -> None:
     with pytest.raises(WTFlowError, match=r"train\.velocity\.width"):
-        VelocityParams.parse({"width": width, "norm": "batch"}, "train.velocity")
+        params(width)
 
 
 def test_the_paper_s_network_has_763_million_parameters() -> None:
     with torch.device("meta"):
-        net = MiniUnet(VelocityParams(width=768, norm="batch"), 1024)
+        net = MiniUnet(params(768), 1024)
     assert sum(value.numel() for value in net.parameters()) / 1e6 == pytest.approx(763, abs=1)
+
+
+def test_a_place_sees_itself_alone_and_knows_where_it_is() -> None:
+    net, x, t = location().eval(), torch.randn(1, 5, 1, 1).expand(1, 5, 4, 6).clone(), torch.tensor([0.3])
+    before = net(x, t)
+    assert before.shape == x.shape
+    assert before.flatten(2).std(dim=2).min() > 0  # the same vector everywhere, another answer at each place
+    x[0, :, 1, 2] += 1
+    changed = (net(x, t) - before).abs().sum(dim=1)[0] > 0
+    assert changed.nonzero().tolist() == [[1, 2]]
+
+
+def test_the_location_net_uses_time_and_trains_every_parameter() -> None:
+    net, x = location(), torch.randn(3, 5, 4, 6)
+    assert not torch.allclose(net(x, torch.zeros(3)), net(x, torch.full((3,), 0.7)))
+    net(x, torch.rand(3)).square().sum().backward()
+    assert [name for name, value in net.named_parameters() if value.grad is None or not value.grad.any()] == []
+
+
+def test_the_setting_chooses_the_network() -> None:
+    assert isinstance(build_field(params(kind="location"), 5, (4, 4)), LocationNet)
+    assert isinstance(build_field(params(kind="unet"), 5, (4, 4)), MiniUnet)

@@ -15,6 +15,7 @@ from wtflow.detector import Verdict
 from wtflow.features.backbone import BackboneParams
 from wtflow.features.fusion import FusionParams
 from wtflow.flow.coupling import CouplingParams
+from wtflow.flow.solver import SolverParams
 from wtflow.flow.velocity import VelocityParams
 from wtflow.scoring.calibration import Calibration
 from wtflow.scoring.density import ScoreParams
@@ -28,12 +29,13 @@ CONFIG = BundleConfig(
         levels=(3,),
         image_size=(64, 64),
     ),
-    fusion=FusionParams(levels=(3,), stride=16, smooth=False, norm="channel"),
-    channels=112,
+    fusion=FusionParams(levels=(3,), stride=16, smooth=False, norm="channel", components=256),
+    inputs=112,
     map_size=(4, 4),
     coupling=CouplingParams(kind="independent", candidates=8),
-    velocity=VelocityParams(width=8, norm="batch"),
-    score=ScoreParams(kind="energy", top_fraction=0.03),
+    velocity=VelocityParams(kind="unet", width=8, depth=1, norm="batch"),
+    solver=SolverParams(start=0.0, steps=1),
+    score=ScoreParams(kind="energy", balance="none", top_fraction=0.03),
     limits=LIMITS,
 )
 CALIBRATION = Calibration(np.arange(1, 40) / 40, target_fpr=0.1, pixel_threshold=0.5)  # threshold 0.9

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from wtflow.errors import WTFlowError
-from wtflow.scoring.density import ScoreParams, energy, scored, top_mean
+from wtflow.scoring.density import ScoreParams, energy, scored, top_mean, usual_energy
 
 
 def test_energy_is_half_the_mean_square_over_channels() -> None:
@@ -14,10 +14,10 @@ def test_energy_is_half_the_mean_square_over_channels() -> None:
 
 def test_density_is_one_minus_the_proxy_and_keeps_the_order() -> None:
     e = torch.tensor([[[0.0, 1e-12, 0.5, 2.0]]], dtype=torch.float64)
-    params = ScoreParams(kind="density", top_fraction=0.1)
+    params = ScoreParams(kind="density", balance="none", top_fraction=0.1)
     wanted = [0.0, 1e-12, 1 - math.exp(-0.5), 1 - math.exp(-2.0)]
     assert scored(e, params)[0, 0].tolist() == pytest.approx(wanted, rel=1e-9)
-    assert scored(e, ScoreParams(kind="energy", top_fraction=0.1)) is e
+    assert scored(e, ScoreParams(kind="energy", balance="none", top_fraction=0.1)) is e
 
 
 @pytest.mark.parametrize(("fraction", "wanted"), [(0.01, 99.0), (0.03, 98.0), (0.5, 74.5), (1.0, 49.5)])
@@ -35,3 +35,9 @@ def test_top_mean_takes_at_least_one_place_of_each_image() -> None:
 def test_a_share_outside_its_range_is_refused(fraction: float) -> None:
     with pytest.raises(WTFlowError, match=r"train\.score\.top_fraction"):
         ScoreParams.parse({"kind": "energy", "top_fraction": fraction}, "train.score")
+
+
+def test_a_place_s_usual_energy_is_drawn_to_the_mean_of_all() -> None:
+    maps = torch.tensor([[1.0, 3.0]])  # of one image; with 20 images' worth of the mean, 2
+    torch.testing.assert_close(usual_energy(maps, 1), torch.tensor([[41 / 21, 43 / 21]]))
+    torch.testing.assert_close(usual_energy(1e6 * maps, 10**6), maps, rtol=1e-4, atol=0)

@@ -13,7 +13,8 @@ from wtflow.detector import Detector, Scorer
 from wtflow.features.backbone import BackboneParams, build_backbone
 from wtflow.features.fusion import Fusion, FusionParams
 from wtflow.flow.coupling import CouplingParams
-from wtflow.flow.velocity import MiniUnet, VelocityParams
+from wtflow.flow.solver import SolverParams
+from wtflow.flow.velocity import VelocityParams, build_field
 from wtflow.scoring.calibration import Calibration, CalibrationParams, calibrate
 from wtflow.scoring.density import ScoreParams
 
@@ -44,19 +45,20 @@ def encoded(image: Image.Image, file_format: str = "PNG", **options: object) -> 
 def write_line(path: Path, seed: int) -> str:
     """A bundle of its own scores for each seed, calibrated on 30 pictures; returns its digest."""
     torch.manual_seed(seed)
-    fusion = FusionParams(levels=(3,), stride=16, smooth=False, norm="layer")
+    fusion = FusionParams(levels=(3,), stride=16, smooth=False, norm="layer", components=256)
     config = BundleConfig(
         backbone=BACKBONE,
         fusion=fusion,
-        channels=CHANNELS,
+        inputs=CHANNELS,
         map_size=MAP_SIZE,
         coupling=CouplingParams(kind="independent", candidates=8),
-        velocity=VelocityParams(width=8, norm="batch"),
-        score=ScoreParams(kind="energy", top_fraction=0.03),
+        velocity=VelocityParams(kind="location", width=8, depth=1, norm="batch"),
+        solver=SolverParams(start=0.5, steps=1),
+        score=ScoreParams(kind="energy", balance="none", top_fraction=0.03),
         limits=LIMITS,
     )
-    field = MiniUnet(config.velocity, CHANNELS)
-    scorer = Scorer(Fusion(fusion, CHANNELS, MAP_SIZE), field, config.coupling, config.score).eval()
+    field = build_field(config.velocity, CHANNELS, MAP_SIZE)
+    scorer = Scorer(Fusion(fusion, CHANNELS, MAP_SIZE), field, config.coupling, config.solver, config.score).freeze()
     backbone = build_backbone(BACKBONE)
     raw = Detector(backbone, scorer, Calibration(np.zeros(30), 0.1, 1.0), LIMITS)
     normals = raw.verdicts([picture(1000 + number) for number in range(30)])

@@ -1,6 +1,6 @@
 """Backbone levels -> x0, the tensor that the flow transports.
 
-{level: B x C_l x H_l x W_l} --3x3 mean--> --to one size--> --concatenate--> B x C x H x W --normalise--> x0_BCHW
+{level: B x C_l x H_l x W_l} --3x3 mean--> --to one size--> --concatenate--> B x D x H x W --normalise--> x0_BCHW
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,6 +15,10 @@ from wtflow.errors import WTFlowError
 from wtflow.params import Section
 from wtflow.shapes import FeatureMap
 
+RIDGE = 0.01
+"""Added to the eigenvalues of the channels' correlation matrix, whose mean is 1: no direction is enlarged more than
+tenfold."""
+
 
 class FusionParams(Section):
     """Which levels, at which resolution, on which scale."""
@@ -25,28 +29,38 @@ class FusionParams(Section):
     """Pixels of the resized image to a place of the map; finer levels are averaged down, coarser ones enlarged."""
     smooth: bool
     """Average over 3 x 3 places first, as PatchCore and the paper's AvgPool2d(3) do."""
-    norm: Literal["layer", "channel"]
+    norm: Literal["layer", "channel", "whiten"]
     """`layer`: each image to mean 0, variance 1 over C, H, W (the paper; puts x0 on the shell ||x0|| = sqrt(d)).
-    `channel`: each channel to mean 0, variance 1 over the training split, which keeps what differs between images."""
+    `channel`: each channel to mean 0, variance 1 over the training split, which keeps what differs between images.
+    `whiten`: each level of each image as in `layer`, then the principal components of the training split's channels to
+    mean 0, variance 1: x0 is as near to the noise that the path ends at as a linear map can bring it."""
+    components: Annotated[int, Field(gt=0)]
+    """C of `whiten`, which alone reads it: principal components kept, all if there are fewer."""
 
 
 class Fusion(nn.Module):
-    """Fuses and normalises. The channel statistics are buffers, learnt once from the training features."""
+    """Fuses D channels and normalises them to C. The statistics are buffers, learnt once from the training features."""
 
-    mean_C11: Tensor
-    std_C11: Tensor
+    mean_D11: Tensor
+    std_D11: Tensor
+    whitener_CD: Tensor
 
-    def __init__(self, params: FusionParams, channels: int, size: tuple[int, int]) -> None:
+    def __init__(self, params: FusionParams, inputs: int, size: tuple[int, int]) -> None:
         super().__init__()
-        self.params, self.channels, self.size = params, channels, size
-        self.register_buffer("mean_C11", torch.zeros(channels, 1, 1))
-        self.register_buffer("std_C11", torch.ones(channels, 1, 1))
+        self.params, self.inputs, self.size = params, inputs, size
+        self.channels = min(params.components, inputs) if params.norm == "whiten" else inputs
+        self.register_buffer("mean_D11", torch.zeros(inputs, 1, 1))
+        self.register_buffer("std_D11", torch.ones(inputs, 1, 1))
+        if params.norm == "whiten":
+            self.register_buffer("whitener_CD", torch.eye(self.channels, inputs))
 
     def fuse(self, levels: Mapping[int, Tensor]) -> FeatureMap:
-        """Levels brought to one size and concatenated, not yet normalised."""
+        """Levels brought to one size and concatenated: B x D x H x W, not yet normalised over the training split."""
         maps = []
         for level in self.params.levels:
             map_BCHW = levels[level].float()
+            if self.params.norm == "whiten":
+                map_BCHW = F.layer_norm(map_BCHW, map_BCHW.shape[1:], eps=1e-5)
             if self.params.smooth:
                 map_BCHW = F.avg_pool2d(map_BCHW, 3, stride=1, padding=1, count_include_pad=False)
             if map_BCHW.shape[-2] > self.size[0] or map_BCHW.shape[-1] > self.size[1]:
@@ -58,24 +72,32 @@ class Fusion(nn.Module):
 
     def forward(self, levels: Mapping[int, Tensor]) -> FeatureMap:
         """x0: fused and normalised features."""
-        x_BCHW = self.fuse(levels)
+        x_BDHW = self.fuse(levels)
         if self.params.norm == "layer":
-            return F.layer_norm(x_BCHW, x_BCHW.shape[1:], eps=1e-5)
-        return (x_BCHW - self.mean_C11) / self.std_C11
+            return F.layer_norm(x_BDHW, x_BDHW.shape[1:], eps=1e-5)
+        x_BDHW = (x_BDHW - self.mean_D11) / self.std_D11
+        return F.conv2d(x_BDHW, self.whitener_CD[:, :, None, None]) if self.params.norm == "whiten" else x_BDHW
 
     @torch.no_grad()
     def learn_statistics(self, batches: Iterable[Mapping[int, Tensor]]) -> None:
-        """Channel mean and standard deviation over all places of all training images, summed in float64."""
-        total, square, count = torch.zeros(self.channels).double(), torch.zeros(self.channels).double(), 0
+        """Mean and standard deviation of the channels, and their principal components, over all places of all training
+        images, summed in float64."""
+        count, total_D = 0, torch.zeros(self.inputs, dtype=torch.float64)
+        product_DD = torch.zeros(self.inputs, self.inputs, dtype=torch.float64)
         for levels in batches:
-            x_CN = self.fuse(levels).transpose(0, 1).flatten(1).double()
-            total += x_CN.sum(1)
-            square += x_CN.square().sum(1)
-            count += x_CN.shape[1]
-        mean_C = total / count
-        std_C = (square / count - mean_C.square()).clamp_min(0).sqrt()
-        self.mean_C11.copy_(mean_C.view(-1, 1, 1))
-        self.std_C11.copy_(std_C.clamp_min(1e-6).view(-1, 1, 1))
+            x_DN = self.fuse(levels).transpose(0, 1).flatten(1).double()
+            total_D += x_DN.sum(1)
+            product_DD += x_DN @ x_DN.T
+            count += x_DN.shape[1]
+        mean_D = total_D / count
+        covariance_DD = product_DD / count - torch.outer(mean_D, mean_D)
+        std_D = covariance_DD.diagonal().clamp_min(0).sqrt().clamp_min(1e-6)
+        self.mean_D11.copy_(mean_D.view(-1, 1, 1))
+        self.std_D11.copy_(std_D.view(-1, 1, 1))
+        if self.params.norm == "whiten":
+            values_D, vectors_DD = torch.linalg.eigh(covariance_DD / torch.outer(std_D, std_D))
+            scale_D = (values_D.clamp_min(0) + RIDGE).rsqrt()
+            self.whitener_CD.copy_((vectors_DD * scale_D)[:, -self.channels :].T)
 
 
 def build_fusion(params: FusionParams, levels: Mapping[int, Tensor], image_size: tuple[int, int]) -> Fusion:

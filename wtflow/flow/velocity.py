@@ -1,5 +1,9 @@
 """Velocity fields v(x, t): networks that map a feature map and a time to a map of the same shape.
 
+LocationNet at width b, the same network at each of the H x W places, which it knows by a learned vector:
+
+    x  Linear C->b, + place | Block b->2b->b, `depth` times | Linear b->C
+
 MiniUnet at width b, for C channels on H x W places (both divisible by 4):
 
     x  1x1 C->b | Res b->2b, 2b->2b | pool | Res 2b->4b, 4b->4b | pool | Res 4b->4b      (down and middle)
@@ -9,7 +13,7 @@ MiniUnet at width b, for C channels on H x W places (both divisible by 4):
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -26,10 +30,15 @@ VelocityField = Callable[[FeatureMap, Times], FeatureMap]
 class VelocityParams(Section):
     """Which network and how large."""
 
+    kind: Literal["location", "unet"]
+    """`location` sees a place by itself: what is around it is in the coarser levels. `unet` is the paper's."""
     width: Annotated[int, Field(gt=0, multiple_of=2)]
-    """b: channels of the first stage; must be even. The paper's network is b = 768."""
+    """b: channels of the first stage; must be even. The paper's network is a `unet` with b = 768."""
+    depth: Annotated[int, Field(gt=0)]
+    """Residual blocks of `location`, which alone reads it."""
     norm: Literal["batch", "group"]
-    """Normalisation in the residual blocks. `batch` is the paper's; `group` sees each image by itself."""
+    """Normalisation in the blocks of `unet`, which alone reads it. `batch` is the paper's; `group` sees each image by
+    itself."""
 
 
 def time_embedding(t_B: Times, width: int) -> Tensor:
@@ -37,6 +46,43 @@ def time_embedding(t_B: Times, width: int) -> Tensor:
     rate_F = torch.exp(-math.log(10000.0) * torch.linspace(0, 1, width // 2, device=t_B.device))
     phase_BF = 1000.0 * t_B[:, None] * rate_F
     return torch.cat([phase_BF.sin(), phase_BF.cos()], dim=1)
+
+
+class LocationBlock(nn.Module):
+    """h + Linear(relu(Linear(norm(h) + time bias)))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.time = nn.Linear(width, width)
+        self.widen = nn.Linear(width, 2 * width)
+        self.narrow = nn.Linear(2 * width, width)
+
+    def forward(self, h_BNC: Tensor, time_BT: Tensor) -> Tensor:
+        wide_BNC = F.relu(self.widen(self.norm(h_BNC) + self.time(time_BT)[:, None]))
+        added_BNC: Tensor = self.narrow(wide_BNC)
+        return h_BNC + added_BNC
+
+
+class LocationNet(nn.Module):
+    """A residual network on each place's vector. See the module's docstring."""
+
+    def __init__(self, params: VelocityParams, channels: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.width = params.width
+        self.enter = nn.Linear(channels, params.width)
+        self.place = nn.Parameter(torch.zeros(size[0] * size[1], params.width))
+        self.blocks = nn.ModuleList(LocationBlock(params.width) for _ in range(params.depth))
+        self.leave = nn.Linear(params.width, channels)
+
+    def forward(self, x_BCHW: FeatureMap, t_B: Times) -> FeatureMap:
+        """Velocity at the points x and times t, for maps of the size that the network was built for."""
+        time_BT = time_embedding(t_B, self.width)
+        h_BNC = self.enter(x_BCHW.flatten(2).transpose(1, 2)) + self.place
+        for block in self.blocks:
+            h_BNC = block(h_BNC, time_BT)
+        velocity_BCHW: Tensor = self.leave(h_BNC).transpose(1, 2).reshape(x_BCHW.shape)
+        return velocity_BCHW
 
 
 class ResidualBlock(nn.Module):
@@ -98,6 +144,16 @@ class MiniUnet(nn.Module):
         for block in stage:
             h_BCHW = block(h_BCHW, time_BT)
         return h_BCHW
+
+
+VelocityNet: TypeAlias = LocationNet | MiniUnet
+
+
+def build_field(params: VelocityParams, channels: int, size: tuple[int, int]) -> VelocityNet:
+    """The network that the settings ask for, for maps of `channels` x `size`."""
+    if params.kind == "location":
+        return LocationNet(params, channels, size)
+    return MiniUnet(params, channels)
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
