@@ -33,6 +33,7 @@ PER_IMAGE_SCHEMA = pa.schema(
         ("score", pa.float64()),
         ("p_value", pa.float64()),
         ("is_anomalous", pa.bool_()),
+        ("needs_review", pa.bool_()),
     ]
 )
 Pixels = Annotated[int, Field(gt=0)]
@@ -80,6 +81,7 @@ def write_per_image(path: Path, images: Sequence[ScoredImage]) -> None:
             "score": image.verdict.score,
             "p_value": image.verdict.p_value,
             "is_anomalous": image.verdict.is_anomalous,
+            "needs_review": image.verdict.needs_review,
         }
         for image in images
     ]

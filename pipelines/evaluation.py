@@ -22,6 +22,7 @@ from wtflow.data.shards import FeatureShards
 from wtflow.detector import Detector, Verdict
 from wtflow.errors import WTFlowError
 from wtflow.scoring.anomaly_map import enlarge
+from wtflow.scoring.bootstrap import Interval, bootstrap
 from wtflow.scoring.metrics import PixelMetrics, PixelResult, auroc, average_precision, f1_max
 
 BATCH = 32
@@ -38,6 +39,8 @@ class ScoredImage:
     label: str
     """`normal`, `anomalous` or `uncertain`."""
     defect: str
+    group: str
+    """Images of one group resemble each other."""
     mask_path: str | None
     verdict: Verdict
 
@@ -83,6 +86,20 @@ class Evaluation:
         images = self.labelled(label)
         return self.flagged(label) / len(images) if images else None
 
+    def f1(self) -> float | None:
+        """F1 at the bundle's threshold; None without an anomalous image."""
+        found, anomalous = self.flagged("anomalous"), len(self.labelled("anomalous"))
+        return 2 * found / (found + self.flagged("normal") + anomalous) if anomalous else None
+
+    def auroc_interval(self) -> Interval | None:
+        """Where image AUROC lies with 95 %, groups of images drawn anew; None where it is."""
+        labels = [self.labelled(label) for label in ("normal", "anomalous")]
+        normal, anomalous = (
+            (np.array([image.verdict.score for image in images]), [image.group for image in images])
+            for images in labels
+        )
+        return bootstrap(auroc, normal, anomalous)
+
     def metrics(self) -> dict[str, Any]:
         """The headline figures, as metrics/<line>.json holds them. Undefined ones are None."""
         normal, anomalous = self.scores("normal"), self.scores("anomalous")
@@ -91,8 +108,10 @@ class Evaluation:
         figures: dict[str, Any] = {
             "image_auroc": auroc(normal, anomalous),
             "image_ap": average_precision(normal, anomalous),
+            "image_f1": self.f1(),
             "image_f1_max": best.f1 if best else None,
             "pixel_auroc": pixels.pixel_auroc,
+            "pixel_ap": pixels.pixel_ap,
             "pixel_aupro_30": pixels.aupro_30,
             "pixel_aupro_05": pixels.aupro_05,
             "threshold": calibration.threshold,
@@ -126,7 +145,7 @@ def score(detector: Detector, shards: FeatureShards) -> list[ScoredImage]:
     """A verdict for each image of `shards`, sorted by image_id."""
     rows = list(range(len(shards)))
     verdicts = [verdict for levels in shards.batches(rows, BATCH) for verdict in detector.verdicts_of_features(levels)]
-    columns = ("image_id", "path", "label", "defect", "mask_path")
+    columns = ("image_id", "path", "label", "defect", "group", "mask_path")
     images = [
         ScoredImage(**record, verdict=verdict)
         for record, verdict in zip(shards.index.select(columns).to_pylist(), verdicts, strict=True)

@@ -9,6 +9,7 @@ from scipy import stats
 from pipelines.charts import histogram, roc_curve
 from pipelines.evaluation import Evaluation
 from pipelines.gallery import colour_scale, data_uri, galleries
+from wtflow.scoring.bootstrap import Interval
 from wtflow.scoring.calibration import Calibration, conformal_rank
 from wtflow.scoring.metrics import auroc
 
@@ -24,6 +25,8 @@ class Count:
     name: str
     images: int
     flagged: int
+    review: int = 0
+    """Put to a person: not flagged, but near it."""
     auroc: float | None = None
     """Of these images against the normal ones."""
 
@@ -33,16 +36,8 @@ class Count:
         return self.flagged / self.images if self.images else None
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A range of shares that holds with 95 %, taking the images as independent."""
-
-    low: float
-    high: float
-
-
 def clopper_pearson(count: Count) -> Interval | None:
-    """What the true share may be behind `count.share`; None if there are no images."""
+    """What the true share may be behind `count.share`, images taken as independent; None if there are none."""
     if not count.images:
         return None
     bounds = stats.binomtest(count.flagged, count.images).proportion_ci(CONFIDENCE, method="exact")
@@ -70,7 +65,7 @@ def report(evaluation: Evaluation, raw: Path, gallery_size: int) -> str:
     )
     environment.filters.update(percent=percent, figure=figure)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    counts = {label: Count(label, len(evaluation.labelled(label)), evaluation.flagged(label)) for label in LABELS}
+    counts = {label: count(evaluation, label) for label in LABELS}
     return template.render(
         evaluation=evaluation,
         metrics=evaluation.metrics(),
@@ -78,13 +73,21 @@ def report(evaluation: Evaluation, raw: Path, gallery_size: int) -> str:
         expected=expected_fpr(evaluation.bundle.calibration, counts["normal"].images),
         fpr_interval=clopper_pearson(counts["normal"]),
         tpr_interval=clopper_pearson(counts["anomalous"]),
-        f1=f1(counts["normal"], counts["anomalous"]),
+        auroc_interval=evaluation.auroc_interval(),
+        groups=len({image.group for image in evaluation.images if image.label != "uncertain"}),
         defects=defects(evaluation),
         histogram=histogram_uri(evaluation),
         roc=roc_uri(evaluation),
         colours=colour_scale(evaluation.bundle.calibration.pixel_threshold),
         galleries=galleries(evaluation, raw, gallery_size),
     )
+
+
+def count(evaluation: Evaluation, label: str) -> Count:
+    """The images of one label."""
+    images = evaluation.labelled(label)
+    review = sum(image.verdict.needs_review for image in images)
+    return Count(label, len(images), evaluation.flagged(label), review)
 
 
 def defects(evaluation: Evaluation) -> list[Count]:
@@ -94,14 +97,9 @@ def defects(evaluation: Evaluation) -> list[Count]:
     counts = []
     for kind in kinds if len(kinds) > 1 else ():
         verdicts = [image.verdict for image in anomalous if image.defect == kind]
-        flagged = sum(verdict.is_anomalous for verdict in verdicts)
-        counts.append(Count(kind, len(verdicts), flagged, auroc(normal, [verdict.score for verdict in verdicts])))
+        flagged, area = sum(v.is_anomalous for v in verdicts), auroc(normal, [v.score for v in verdicts])
+        counts.append(Count(kind, len(verdicts), flagged, auroc=area))
     return sorted(counts, key=lambda count: (count.share or 0.0, count.name))
-
-
-def f1(normal: Count, anomalous: Count) -> float | None:
-    """F1 at the bundle's threshold; None without an anomalous image."""
-    return 2 * anomalous.flagged / (anomalous.flagged + normal.flagged + anomalous.images) if anomalous.images else None
 
 
 def histogram_uri(evaluation: Evaluation) -> str:

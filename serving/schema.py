@@ -34,6 +34,10 @@ class ScoreReply(BaseModel, frozen=True):
     ]
     threshold: Threshold
     is_anomalous: bool
+    needs_review: Annotated[
+        bool,
+        Field(description="Not anomalous, but near it: a person should look. Never true unless the line asks for it."),
+    ]
     heatmap: Annotated[
         str | None,
         Field(description="Base64 of a PNG as large as the upright photograph, or null if not asked for."),

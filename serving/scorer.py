@@ -92,6 +92,7 @@ class LineScorer:
             p_value=verdict.p_value,
             threshold=verdict.threshold,
             is_anomalous=verdict.is_anomalous,
+            needs_review=verdict.needs_review,
             heatmap=None if original is None else await asyncio.to_thread(self._heatmap, original, verdict),
         )
 

@@ -41,6 +41,8 @@ class Verdict:
     anomaly_map: NDArray[np.float32]
     """Energy for each place of the feature map, [H, W]; 0 in the well, unbounded above; with `score.balance: place` in
     units of what normal images leave there."""
+    needs_review: bool = False
+    """Not anomalous, but near enough that a person should look: see `Calibration.needs_review`."""
 
 
 class Scorer(nn.Module):
@@ -124,6 +126,8 @@ class Detector:
         scores = score_B.double().cpu().numpy()
         threshold, p_values = self.calibration.threshold, self.calibration.p_value(scores)
         return [
-            Verdict(float(score), float(p), threshold, bool(score > threshold), map_HW)
+            Verdict(
+                float(score), float(p), threshold, bool(score > threshold), map_HW, self.calibration.needs_review(score)
+            )
             for score, p, map_HW in zip(scores, p_values, map_BHW.float().cpu().numpy(), strict=True)
         ]

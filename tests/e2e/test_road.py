@@ -17,7 +17,8 @@ from wtflow.data.version import data_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
 METRICS = {
-    "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_aupro_30", "pixel_aupro_05", "threshold",
+    "image_auroc", "image_ap", "image_f1", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_aupro_30",
+    "pixel_aupro_05", "threshold",
     "target_fpr", "fpr", "tpr", "n_test_normal", "n_test_anomalous", "uncertain_above_threshold",
     "bundle_digest", "seed",
 }  # fmt: skip

@@ -80,7 +80,7 @@ def scored_image(
     map_HW[:2, :2] = score
     p_value = float(CALIBRATION.p_value(score))
     verdict = Verdict(score, p_value, CALIBRATION.threshold, score > CALIBRATION.threshold, map_HW)
-    return ScoredImage(sha256_bytes(data), path, label, defect, mask_path, verdict)
+    return ScoredImage(sha256_bytes(data), path, label, defect, path, mask_path, verdict)
 
 
 def scored_images(raw: Path, masks: bool = False) -> list[ScoredImage]:

@@ -32,7 +32,8 @@ evaluate:
   gallery: 1
 """
 KEYS = {
-    "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_aupro_30", "pixel_aupro_05", "threshold",
+    "image_auroc", "image_ap", "image_f1", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_aupro_30",
+    "pixel_aupro_05", "threshold",
     "target_fpr", "fpr", "tpr", "n_test_normal", "n_test_anomalous", "uncertain_above_threshold", "bundle_digest",
     "seed",
 }  # fmt: skip
@@ -110,7 +111,7 @@ def test_metrics_follow_from_the_rows(evaluated: Path, tiny_bundle: Path) -> Non
     assert found == pytest.approx(shares, abs=1e-6)
     assert (metrics["n_test_normal"], metrics["n_test_anomalous"]) == (len(scores["normal"]), 8)
     assert (metrics["bundle_digest"], metrics["seed"]) == (bundle.digest, 0)
-    assert [metrics[key] for key in ("pixel_auroc", "pixel_aupro_30", "pixel_aupro_05")] == [None] * 3
+    assert [metrics[key] for key in ("pixel_auroc", "pixel_ap", "pixel_aupro_30", "pixel_aupro_05")] == [None] * 4
 
 
 def test_the_metrics_are_plain_json(evaluated: Path) -> None:
@@ -125,6 +126,7 @@ def test_a_row_for_every_test_image(evaluated: Path, tiny_test: FeatureShards, t
     assert table.select(kept).to_pylist() == tiny_test.index.sort_by("image_id").select(kept).to_pylist()
     calibration, scores = load_bundle(tiny_bundle).calibration, table["score"].to_numpy()
     assert table["p_value"].to_pylist() == calibration.p_value(scores).tolist()
+    assert not any(table["needs_review"].to_pylist())  # the line asks for no band
     assert table["is_anomalous"].to_pylist() == (scores > calibration.threshold).tolist()
 
 
@@ -150,7 +152,7 @@ def test_a_line_with_masks_has_pixel_figures(evaluated: Path, tiny_features: Pat
     write_masked_line(tiny_features, tiny_bundle)
     evaluate.main("masked")
     plain, masked = read_json(evaluated / "metrics/tiny.json"), read_json(Path("metrics/masked.json"))
-    pixel_figures = {"pixel_auroc", "pixel_aupro_30", "pixel_aupro_05"}
+    pixel_figures = {"pixel_auroc", "pixel_ap", "pixel_aupro_30", "pixel_aupro_05"}
     assert {key for key in KEYS if plain[key] != masked[key]} == pixel_figures
     assert all(0 < masked[key] < 1 for key in pixel_figures)
     page = Path("reports/masked/index.html").read_text(encoding="utf-8")

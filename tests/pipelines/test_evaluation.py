@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from wtflow.errors import WTFlowError
 from wtflow.scoring.metrics import PixelResult, auroc
 
 KEYS = {
-    "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_aupro_30", "pixel_aupro_05", "threshold",
+    "image_auroc", "image_ap", "image_f1", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_aupro_30",
+    "pixel_aupro_05", "threshold",
     "target_fpr", "fpr", "tpr", "n_test_normal", "n_test_anomalous", "uncertain_above_threshold", "bundle_digest",
     "seed",
 }  # fmt: skip
@@ -28,6 +30,7 @@ def test_headline_figures(tmp_path: Path) -> None:
     evaluation = evaluation_of(scored_images(tmp_path, masks=True), tmp_path)
     metrics, pixels = evaluation.metrics(), evaluation.pixels.result
     assert set(metrics) == KEYS
+    assert metrics["image_f1"] == round(2 * 2 / (2 + 1 + 4), 6)
     assert metrics["image_auroc"] == 0.825  # 16 pairs in order, 1 tie, of 20
     assert (metrics["threshold"], metrics["target_fpr"]) == (0.9, 0.1)
     assert (metrics["fpr"], metrics["tpr"]) == (0.2, 0.5)
@@ -35,9 +38,24 @@ def test_headline_figures(tmp_path: Path) -> None:
     assert metrics["uncertain_above_threshold"] == 0.666667
     assert (metrics["bundle_digest"], metrics["seed"]) == ("b" * 64, 3)
     assert metrics["pixel_auroc"] == pytest.approx(pixels.pixel_auroc, abs=5e-7)
+    assert metrics["pixel_ap"] == pytest.approx(pixels.pixel_ap, abs=5e-7)
     assert metrics["pixel_aupro_30"] == pytest.approx(pixels.aupro_30, abs=5e-7)
     assert metrics["pixel_aupro_05"] == pytest.approx(pixels.aupro_05, abs=5e-7)
     assert 0.5 < metrics["pixel_aupro_05"] < metrics["pixel_aupro_30"] < metrics["pixel_auroc"] < 1.0
+
+
+def test_the_interval_of_the_auroc_draws_groups(tmp_path: Path) -> None:
+    """All images of a kind in two groups leave chance fewer ways than each image for itself."""
+    images = scored_images(tmp_path)
+    alone = evaluation_of(images, tmp_path).auroc_interval()
+    pairs = [replace(image, group=f"{image.label}{image.verdict.score > 0.35}") for image in images]
+    grouped = evaluation_of(pairs, tmp_path).auroc_interval()
+    assert alone is not None
+    assert grouped is not None
+    assert grouped != alone
+    assert alone.low < 0.825 < alone.high
+    normal = [image for image in images if image.label == "normal"]
+    assert evaluation_of(normal, tmp_path).auroc_interval() is None
 
 
 def test_uncertain_images_change_no_headline_figure(tmp_path: Path) -> None:
@@ -53,14 +71,14 @@ def test_what_the_data_do_not_define_is_none(tmp_path: Path) -> None:
     metrics = evaluation_of(images, tmp_path).metrics()
     undefined = {key for key, value in metrics.items() if value is None}
     assert undefined == {
-        "image_auroc", "image_ap", "image_f1_max", "tpr", "uncertain_above_threshold",
-        "pixel_auroc", "pixel_aupro_30", "pixel_aupro_05",
+        "image_auroc", "image_ap", "image_f1", "image_f1_max", "tpr", "uncertain_above_threshold",
+        "pixel_auroc", "pixel_ap", "pixel_aupro_30", "pixel_aupro_05",
     }  # fmt: skip
 
 
 def test_without_masks_there_are_no_pixel_figures(tmp_path: Path) -> None:
     pixels = evaluate_pixels(scored_images(tmp_path), tmp_path, (32, 32), LIMITS)
-    assert pixels.result == PixelResult(None, None, None)
+    assert pixels.result == PixelResult(None, None, None, None)
     assert (pixels.masked, pixels.left_out) == (0, 4)
 
 

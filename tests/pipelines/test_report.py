@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation import Evaluation
-from pipelines.report import Count, clopper_pearson, defects, expected_fpr, f1, percent, report
+from pipelines.report import Count, clopper_pearson, defects, expected_fpr, percent, report
 from tests.pipelines.evaluations import CALIBRATION, evaluation_of, scored_image, scored_images
 
 
@@ -51,6 +51,9 @@ def test_the_page_says_what_was_measured(tmp_path: Path) -> None:
     text = page(evaluation_of(scored_images(tmp_path, masks=True), tmp_path), tmp_path).text
     assert "Of 5 normal test images the model flags 1; of 4 anomalous ones it finds 2." in text
     assert "uncertain 3 1 2 66.7 %" in text
+    low, high = evaluation_of(scored_images(tmp_path), tmp_path).auroc_interval() or (0, 0)
+    assert f"0.825 95 % interval {low:.3f} to {high:.3f};" in text
+    assert "(bootstrap, 9 groups)" in text
     assert "An oracle: it has seen the answers." in text
     assert "b" * 64 in text
     assert "d" * 32 + ".dir" in text
@@ -144,8 +147,21 @@ def test_more_false_alarms_than_chance_explains_are_said_aloud(tmp_path: Path) -
         assert unsaid not in text
 
 
-def test_f1_and_percent() -> None:
-    assert f1(Count("normal", 10, 2), Count("anomalous", 8, 6)) == pytest.approx(2 * 6 / (6 + 2 + 8))
-    assert f1(Count("normal", 10, 2), Count("anomalous", 0, 0)) is None
+def test_a_band_for_review_is_shown_when_the_line_has_one(tmp_path: Path) -> None:
+    evaluation = evaluation_of(scored_images(tmp_path), tmp_path)
+    assert "to review" not in page(evaluation, tmp_path).text
+    calibration = replace(CALIBRATION, review_fpr=0.2)  # thresholds 0.8 and 0.9
+    images = [
+        replace(one, verdict=replace(one.verdict, needs_review=calibration.needs_review(one.verdict.score)))
+        for one in evaluation.images
+    ]
+    banded = replace(evaluation, images=images, bundle=replace(evaluation.bundle, calibration=calibration))
+    text = page(banded, tmp_path).text
+    assert "anomalous 4 1 1 2 50.0 %" in text  # 0.3 passes, 0.85 to review
+    assert "scores above 0.8000 that are not flagged. At most 20.0 %" in text
+    assert "to review score 0.8500" in text
+
+
+def test_percent() -> None:
     assert percent(0.0523) == "5.2\N{NO-BREAK SPACE}%"
     assert percent(None) == "–"

@@ -1,7 +1,9 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from wtflow.errors import WTFlowError
 from wtflow.scoring.calibration import Calibration, CalibrationParams, calibrate, conformal_rank
@@ -27,6 +29,57 @@ def test_false_alarms_stay_below_the_target_and_not_far(count: int, target_fpr: 
     noise = 3 * np.sqrt(target_fpr * (1 - target_fpr) / draws)
     assert flagged == small
     assert target_fpr - 1 / (count + 1) - noise < flagged / draws <= target_fpr + noise
+
+
+@pytest.mark.parametrize(("count", "target_fpr"), [(30, 0.1), (102, 0.05), (19, 0.05), (25, 0.3)])
+def test_the_rate_of_one_calibration_set_follows_its_beta_distribution(count: int, target_fpr: float) -> None:
+    """The exact false-alarm rates of 10,000 thresholds against Beta(n + 1 - k, k), by Kolmogorov and Smirnov."""
+    scores = np.random.default_rng(1).standard_gamma(2.0, (10_000, count))
+    rates = [float(stats.gamma.sf(calibration(row, target_fpr).threshold, 2.0)) for row in scores]
+    rank = conformal_rank(count, target_fpr)
+    assert stats.kstest(rates, stats.beta(count + 1 - rank, rank).cdf).pvalue > 0.01
+    assert stats.kstest(rates, stats.beta(count + 2 - rank, rank).cdf).pvalue < 1e-6
+
+
+def test_the_band_for_review_holds_the_difference_of_the_rates() -> None:
+    """Of normals, review_fpr - target_fpr on average, but for one rank each: (n + 1) a is whole here, so exactly."""
+    scores = np.random.default_rng(2).standard_gamma(2.0, (10_000, 40))
+    verdicts = np.zeros(3)
+    for row in scores:
+        one = replace(calibration(row[:-1], 0.05), review_fpr=0.2)
+        flagged, review = row[-1] > one.threshold, one.needs_review(row[-1])
+        assert not (flagged and review)
+        assert (flagged or review) == (one.p_value(row[-1]) <= 0.2)
+        verdicts += [flagged, review, not (flagged or review)]
+    assert verdicts / 10_000 == pytest.approx([0.05, 0.15, 0.8], abs=0.012)
+
+
+def test_the_band_is_open_below_and_closed_above() -> None:
+    one = replace(calibration(np.arange(1.0, 20.0), 0.1), review_fpr=0.5)  # thresholds 18 and 10
+    assert (one.threshold, one.review_threshold) == (18, 10)
+    assert [one.needs_review(score) for score in (9, 10, 10.5, 18, 18.5)] == [False, False, True, True, False]
+
+
+def test_without_a_band_nothing_needs_review_and_the_file_is_the_old_one() -> None:
+    one = calibration(np.arange(1.0, 20.0), 0.1)
+    assert one.review_threshold is None
+    assert not any(one.needs_review(score) for score in (9, 17.5, 18, 99))
+    assert set(one.to_json()) == {"scores", "target_fpr", "pixel_threshold", "threshold"}
+
+
+def test_the_band_survives_the_file() -> None:
+    params = CalibrationParams(target_fpr=0.1, review_fpr=0.5, pixel_quantile=0.9)
+    one = calibrate(np.arange(1.0, 20.0), np.ones(4, np.float32), params)
+    values = json.loads(json.dumps(one.to_json()))
+    assert (values["review_fpr"], values["review_threshold"]) == (0.5, 10.0)
+    assert Calibration.from_json(values).review_threshold == one.review_threshold == 10.0
+
+
+@pytest.mark.parametrize("review_fpr", [0.05, 0.01])
+def test_a_band_that_is_none_is_refused(review_fpr: float) -> None:
+    settings = {"target_fpr": 0.05, "review_fpr": review_fpr, "pixel_quantile": 0.9}
+    with pytest.raises(WTFlowError, match=r"must be above target_fpr 0\.05, or null"):
+        CalibrationParams.parse(settings, "train.calibration")
 
 
 @pytest.mark.parametrize(

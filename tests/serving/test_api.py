@@ -77,6 +77,7 @@ def test_reply_is_the_offline_verdict(app: FastAPI, loaded: dict[str, LoadedLine
         "p_value": verdict.p_value,
         "threshold": detector.calibration.threshold,
         "is_anomalous": verdict.is_anomalous,
+        "needs_review": False,
         "heatmap": None,
     }
 
