@@ -30,7 +30,8 @@ class RegisterParams(Section):
     """When a challenger takes over."""
 
     margin: Annotated[float, Field(ge=0, le=1)]
-    """A challenger becomes champion if its image AUROC is at most this much below the champion's, same test set."""
+    """A challenger becomes champion if its image AUROC is at most this much below the best that any champion had on
+    the same test set, so that many small steps down do not add up."""
 
 
 def main(line: str) -> None:
@@ -58,18 +59,19 @@ def main(line: str) -> None:
             challenger = models.registered(client, line, number)
         name = models.model_name(line)
         client.set_registered_model_alias(name, models.CHALLENGER, str(challenger.version))
-        verdict = _promote(client, line, challenger, shards, params.margin)
+        verdict = promote(client, line, challenger, shards, params.margin)
     write_json(Path(f"registry/{line}.json"), {"model": name, "bundle_digest": bundle.digest})
     Console().print(f"register {line}: {name} version {challenger.version}, {verdict}", highlight=False)
 
 
-def _promote(
+def promote(
     client: "MlflowClient", line: str, challenger: models.Registered, shards: FeatureShards, margin: float
 ) -> str:
     """Move the alias `champion` if the challenger earns it; says what was decided and why."""
     number = models.aliases(client, line).get(models.CHAMPION)
     if number == challenger.version:
         return "already champion"
+    best = models.best_champion(client, line, challenger.test_set)
     if number is not None:
         champion = _auroc_of_champion(client, line, number, challenger.test_set, shards)
         if champion is None or challenger.image_auroc is None:
@@ -77,12 +79,13 @@ def _promote(
                 f"challenger: the test set has no anomalous images to compare by, so version {number} stays "
                 "champion. To change that, set the alias `champion` in MLflow."
             )
-        if challenger.image_auroc < champion - margin:
+        best = champion if best is None else max(best, champion)
+        if challenger.image_auroc < best - margin:
             return (
-                f"challenger: image AUROC {challenger.image_auroc:.4f} is more than {margin} below the champion's "
-                f"{champion:.4f}, so version {number} stays"
+                f"challenger: image AUROC {challenger.image_auroc:.4f} is more than {margin} below {best:.4f}, the "
+                f"best that a champion had on this test set, so version {number} stays (now at {champion:.4f})"
             )
-    client.set_registered_model_alias(models.model_name(line), models.CHAMPION, str(challenger.version))
+    models.crown(client, line, challenger, best)
     return "champion" if number is None else f"champion in place of version {number}"
 
 

@@ -78,13 +78,13 @@ def _ray(settings: ServeSettings) -> Iterator[None]:
     import ray
 
     stops: list[int] = []
-    with _ray_folder(address) as options:
+    with _ray_folder(address) as options, ThreadPoolExecutor(1) as starter:
         try:
             # a stop in the middle of Ray's start would leave processes behind: it waits until after. In a thread,
-            # where Ray cannot take SIGTERM for itself
+            # where Ray cannot take SIGTERM for itself; one that lives on, for Linux ends Ray's processes with the
+            # thread that started them
             _signals(lambda number, frame: stops.append(number))
-            with ThreadPoolExecutor(1) as thread:
-                thread.submit(ray.init, address, logging_level="ERROR", **options).result()
+            starter.submit(ray.init, address, logging_level="ERROR", **options).result()
             _signals(signal.default_int_handler)
             if stops:
                 raise KeyboardInterrupt

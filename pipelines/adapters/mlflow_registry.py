@@ -77,6 +77,25 @@ def _of(found: "ModelVersion") -> Registered:
     return Registered(int(found.version), tags["bundle_digest"], auroc, tags["test_set"])
 
 
+def crown(client: "MlflowClient", line: str, version: Registered, best: float | None) -> None:
+    """Give a version the alias `champion`, and note the highest AUROC of any champion on its test set: its own or
+    `best`, that of the champions before it."""
+    client.set_registered_model_alias(model_name(line), CHAMPION, str(version.version))
+    known = [auroc for auroc in (version.image_auroc, best) if auroc is not None]
+    if known:
+        client.set_registered_model_tag(model_name(line), _best_tag(version.test_set), json.dumps(max(known)))
+
+
+def best_champion(client: "MlflowClient", line: str, test_set: str) -> float | None:
+    """What `crown` noted for a test set; None before."""
+    noted = client.get_registered_model(model_name(line)).tags.get(_best_tag(test_set))
+    return None if noted is None else float(noted)
+
+
+def _best_tag(test_set: str) -> str:
+    return f"best_champion.{test_set[:12]}"
+
+
 def add_version(
     client: "MlflowClient",
     experiment: str,

@@ -10,7 +10,9 @@ from wtflow.data.manifest import Manifest
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import DigestError, WTFlowError
 
-FILES = ("part-00000.safetensors", "part-00001.safetensors", "index.parquet", "backbone.safetensors")
+FILES = (
+    "part-00000.safetensors", "part-00001.safetensors", "index.parquet", "rejected.parquet", "backbone.safetensors",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -88,6 +90,6 @@ def test_an_unknown_format_and_a_changed_header(copy: Path, tiny_fit: FeatureSha
     header = read_json(copy / "index.json")
     write_json(copy / "index.json", header | {"data_version": "0" * 32 + ".dir"})
     assert FeatureShards.open(copy).digest != tiny_fit.digest
-    write_json(copy / "index.json", header | {"format": 2})
-    with pytest.raises(WTFlowError, match="format 2, this version reads 1"):
+    write_json(copy / "index.json", header | {"format": 1})
+    with pytest.raises(WTFlowError, match="format 1, this version reads 2"):
         FeatureShards.open(copy)

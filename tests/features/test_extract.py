@@ -13,14 +13,13 @@ import torch
 from tests.tiny_line import LINE, PREPARE, extract_params, facts
 from wtflow.artefact import write_json
 from wtflow.data.images import ImageLimits
-from wtflow.data.manifest import Manifest
+from wtflow.data.manifest import Manifest, read_rejected
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
 from wtflow.features.backbone import Backbone, build_backbone
 from wtflow.features.extract import Partition, Timing, extract
 
 LIMITS = ImageLimits.parse(PREPARE["limits"], "tests")
-COLUMNS = ["image_id", "path", "reason", "detail"]
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +110,12 @@ def test_damaged_images_are_counted_named_and_taken_again_when_restored(
         changed["path"]: "changed",
         cut["path"]: "changed",
     }
-    assert list(rejected[0]) == COLUMNS
-    assert len(shards) + len(rejected) == len(rows)
+    recorded = read_rejected(folder / "rejected.parquet").to_pylist()  # prepare's columns, or it would not open
+    assert recorded == rejected == sorted(rejected, key=lambda one: one["path"])
+    assert {one["line"] for one in recorded} == {LINE}
+    assert shards.header["rejected"] == len(recorded)
+    kept, left_out = set(shards.index["path"].to_pylist()), {one["path"] for one in recorded}
+    assert (kept & left_out, kept | left_out) == (set(), {row["path"] for row in rows})
     total = sum((partition.timing for partition in partitions), Timing())
     assert (total.images, total.rejected) == (len(shards), 3)
     assert min(total.read, total.decode, total.infer, total.write) > 0
@@ -120,7 +123,7 @@ def test_damaged_images_are_counted_named_and_taken_again_when_restored(
     assert torch.equal(shards.batch([row])[3], tiny_fit.batch([10])[3])  # its neighbour moved up, with its features
 
     rejected, partitions = run(manifest, tiny_raw, folder, backbone)
-    assert rejected == []
+    assert rejected == read_rejected(folder / "rejected.parquet").to_pylist() == []
     assert sum(not partition.reused for partition in partitions) == 3
     assert contents(folder) == contents(tiny_fit.folder)
 
@@ -154,7 +157,7 @@ from pathlib import Path
 import torch
 from tests.tiny_line import PREPARE, extract_params, facts
 from wtflow.data.images import ImageLimits
-from wtflow.data.manifest import Manifest
+from wtflow.data.manifest import Manifest, read_rejected
 from wtflow.features import extract as module
 from wtflow.features.backbone import build_backbone
 

@@ -3,6 +3,7 @@
 * `index.json`: format, data version, backbone and its digest, levels, counts, SHA-256 of every other file;
 * `index.parquet`: one row an image, sorted by image_id: the manifest's columns, partition and row;
 * `part-00000.safetensors`, ...: {"level2": n x C x H x W float16, "level3": ...}, in the order of the index;
+* `rejected.parquet`: one row an image of the manifest that could not be read again, in the columns of prepare's table;
 * `backbone.safetensors`: the weights that made them.
 """
 
@@ -23,7 +24,8 @@ from torch import Tensor
 from wtflow.artefact import digest_of, read_json, sha256_file, write_json
 from wtflow.errors import DigestError, WTFlowError
 
-FORMAT = 1
+FORMAT = 2
+REJECTED = "rejected.parquet"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def seal(folder: Path, index: pa.Table, levels: Sequence[int], facts: dict[str, 
     pq.write_table(index, folder / "index.parquet", compression="zstd")
     partitions = (pc.max(index["partition"]).as_py() + 1) if index.num_rows else 0
     names = [part_name(number) for number in range(partitions)]
-    files = {name: sha256_file(folder / name) for name in [*names, "index.parquet", "backbone.safetensors"]}
+    files = {name: sha256_file(folder / name) for name in [*names, "index.parquet", REJECTED, "backbone.safetensors"]}
     for path in folder.iterdir():
         if path.name not in files:
             path.unlink()  # of an earlier run with more partitions, or half written

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from wtflow.artefact import canonical_json, digest_of, save_tensors, sha256_bytes
 from wtflow.data.images import ImageLimits, decode, preprocess
-from wtflow.data.shards import part_name, seal
+from wtflow.data.manifest import REJECTED_SCHEMA, write_rejected
+from wtflow.data.shards import REJECTED, part_name, seal
 from wtflow.errors import ImageError, WTFlowError
 from wtflow.features.backbone import Backbone, BackboneParams
 from wtflow.params import Section
@@ -83,8 +84,9 @@ def extract(
 ) -> pa.Table:
     """Fill `folder` with the features of manifest `rows`, continuing what is there, and seal it.
 
-    Returns the rejected images (image_id, path, reason, detail). Partitions of other images, settings or weights are
-    overwritten. `folder` is a working place; rename it to where readers look.
+    Returns the rejected images, which are recorded beside the features: each row is in one table or the other.
+    Partitions of other images, settings or weights are overwritten. `folder` is a working place; rename it to where
+    readers look.
     """
     folder.mkdir(parents=True, exist_ok=True)
     backbone_digest = backbone.digest
@@ -103,20 +105,16 @@ def extract(
         raise WTFlowError(
             f"{folder}: {len(rows)} images in, {len(kept)} kept, {len(rejected)} rejected. Remove it and extract again."
         )
+    left_out = pa.Table.from_pylist(sorted(rejected, key=lambda one: one["path"]), schema=REJECTED_SCHEMA)
+    write_rejected(left_out, folder / REJECTED)
     save_tensors(folder / "backbone.safetensors", backbone.network.state_dict())
     seal(
         folder,
         pa.Table.from_pylist(kept),
         params.backbone.levels,
-        {"backbone_digest": backbone_digest, **facts},
+        {"backbone_digest": backbone_digest, "rejected": left_out.num_rows, **facts},
     )
-    columns = [
-        ("image_id", pa.string()),
-        ("path", pa.string()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-    return pa.Table.from_pylist(rejected, schema=pa.schema(columns))
+    return left_out
 
 
 def _reuse(path: Path, wanted: str) -> Partition | None:
@@ -147,7 +145,7 @@ def _compute(
         for place, (row, picture) in enumerate(zip(chunk, loaded, strict=True)):
             timing.read, timing.decode = timing.read + picture.read, timing.decode + picture.decode
             if picture.pixels is None:
-                rejected.append({"image_id": row["image_id"], "path": row["path"], **picture.problem})
+                rejected.append({"path": row["path"], "line": row["line"], **picture.problem})
             else:
                 pictures.append(picture.pixels)
                 kept.append(place)
