@@ -3,7 +3,7 @@
     python -m benchmarks.contest.contender <folder>
 
 `folder` holds job.json. Left beside it: facts.json, calibrate.safetensors and test.safetensors with {"scores": N
-float64, "maps": N x 256 x 256 float32}. No label and no threshold comes here. Started by `benchmarks.contest.trial`.
+float64, "maps": N x Y x X float32}. No label and no threshold comes here. Started by `benchmarks.contest.trial`.
 """
 
 import importlib
@@ -25,7 +25,6 @@ from wtflow.artefact import read_json, save_tensors, write_json
 
 BATCH = 8
 REPEATS = 30
-RESOLUTION = (256, 256)
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Contender(Protocol):
         """The backbone alone; None if the method has none."""
 
     def score(self, images_BYX3: Tensor) -> tuple[Tensor, Tensor]:
-        """Image scores [B] and maps [B, 256, 256], larger for more anomalous, the method's own way."""
+        """Image scores [B] and maps [B, Y, X] of the images' size, larger for more anomalous, the method's own way."""
 
     def tensors(self) -> Iterable[Tensor]:
         """All that has to be shipped to score an image, the backbone included."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks import neighbours
-from benchmarks.contest.contender import RESOLUTION, Inputs
+from benchmarks.contest.contender import Inputs
 from wtflow.data.shards import FeatureShards
 from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
 from wtflow.features.fusion import FusionParams, build_fusion
@@ -35,7 +35,7 @@ class Nearest:
 
     def score(self, images_BYX3: Tensor) -> tuple[Tensor, Tensor]:
         map_BHW = neighbours.distances(self.fusion, self.memory_MC, self.backbone(images_BYX3))
-        return map_BHW.flatten(1).amax(dim=1), enlarge(map_BHW, RESOLUTION)
+        return map_BHW.flatten(1).amax(dim=1), enlarge(map_BHW, self.backbone.params.image_size)
 
     def tensors(self) -> Iterable[Tensor]:
         return chain(self.backbone.parameters(), self.backbone.buffers(), self.fusion.buffers(), [self.memory_MC])

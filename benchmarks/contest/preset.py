@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.contest.contender import RESOLUTION, Inputs
+from benchmarks.contest.contender import Inputs
 from wtflow.bundle import BundleConfig, load_bundle, write_bundle
 from wtflow.data.images import ImageLimits
 from wtflow.data.shards import FeatureShards
@@ -39,7 +39,7 @@ class Preset:
 
     def score(self, images_BYX3: Tensor) -> tuple[Tensor, Tensor]:
         map_BHW, score_B = self.detector.scorer(self.detector.backbone(images_BYX3))
-        return score_B, enlarge(map_BHW, RESOLUTION)
+        return score_B, enlarge(map_BHW, self.detector.image_size)
 
     def tensors(self) -> Iterable[Tensor]:
         parts = (self.detector.backbone, self.detector.scorer)

@@ -29,7 +29,6 @@ from wtflow.scoring.metrics import PixelMetrics, auroc, average_precision
 KEPT = PLACE / "accuracy"
 TARGET_FPR = 0.05
 PEERS_PYTHON = "WTFLOW_PEERS_PYTHON"
-RESOLUTION = (256, 256)
 KEPT_BY_MALLOC = 256 * 2**20
 
 
@@ -146,7 +145,7 @@ def _interpreter(method: Method) -> str:
 
 
 def _figures(line: ProductLine, calibrate: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
-    """The same for all: raw scores, the conformal threshold from the calibration normals, masks at 256 x 256."""
+    """The same for all: raw scores, the conformal threshold of the calibration normals, masks at the maps' size."""
     rows, scores = rows_of(line, "test"), test["scores"]
     if not np.isfinite(calibrate["scores"]).all() or len(rows) != len(scores):
         raise WTFlowError(f"{line.name}: {len(scores)} scores for {len(rows)} test images, or one that is not finite.")
@@ -170,9 +169,9 @@ def _figures(line: ProductLine, calibrate: dict[str, Any], test: dict[str, Any])
 
 def _pixel_figures(rows: list[dict[str, Any]], maps_NYX: Any, raw: Path, limits: ImageLimits) -> dict[str, Any]:
     """Normal images, and anomalous ones whose mask marks something, as `pipelines.evaluation` does."""
-    pixels = PixelMetrics()
+    pixels, size = PixelMetrics(), maps_NYX.shape[1:]
     for row, map_YX in zip(rows, maps_NYX, strict=True):
-        mask = read_mask(raw / row["mask_path"], RESOLUTION, limits) if row["mask_path"] else np.zeros(RESOLUTION, bool)
+        mask = read_mask(raw / row["mask_path"], size, limits) if row["mask_path"] else np.zeros(size, bool)
         if row["label"] == "normal" or mask.any():
             pixels.add(map_YX, mask)
     return asdict(pixels.result())

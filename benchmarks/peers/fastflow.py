@@ -12,7 +12,7 @@ from anomalib.models.image.fastflow.loss import FastflowLoss
 from anomalib.models.image.fastflow.torch_model import FastflowModel, create_fast_flow_block
 from torch import nn
 
-from benchmarks.contest.contender import RESOLUTION, Inputs
+from benchmarks.contest.contender import Inputs
 from benchmarks.peers.shared import Images, Peer
 
 
@@ -21,15 +21,15 @@ class LiteFastflow(FastflowModel):
 
     def __init__(self, images: Images, flow_steps: int, hidden_ratio: float, conv3x3_only: bool) -> None:
         nn.Module.__init__(self)
-        self.input_size = RESOLUTION
+        self.input_size = images.backbone.params.image_size
         self.feature_extractor = images.network
         with torch.no_grad():
-            shapes = [list(level.shape[1:]) for level in images.network(torch.zeros(1, 3, *RESOLUTION))]
+            shapes = [list(level.shape[1:]) for level in images.network(torch.zeros(1, 3, *self.input_size))]
         self.norms = nn.ModuleList(nn.LayerNorm(shape) for shape in shapes)
         self.fast_flow_blocks = nn.ModuleList(
             create_fast_flow_block(shape, conv3x3_only, hidden_ratio, flow_steps) for shape in shapes
         )
-        self.anomaly_map_generator = AnomalyMapGenerator(input_size=RESOLUTION)
+        self.anomaly_map_generator = AnomalyMapGenerator(input_size=self.input_size)
 
 
 class FastFlow(Peer):

@@ -15,7 +15,7 @@ from anomalib.models.image.reverse_distillation.loss import ReverseDistillationL
 from anomalib.models.image.reverse_distillation.torch_model import ReverseDistillationModel
 from torch import Tensor, nn
 
-from benchmarks.contest.contender import RESOLUTION, Inputs
+from benchmarks.contest.contender import Inputs
 from benchmarks.peers.shared import Images, Peer
 
 LEVELS = (1, 2, 3)
@@ -50,13 +50,15 @@ class Fitted(nn.Module):
 class LiteReverseDistillation(ReverseDistillationModel):
     """`ReverseDistillationModel` with its parts sized for another backbone."""
 
-    def __init__(self, network: nn.Module, channels: list[int]) -> None:
+    def __init__(self, images: Images) -> None:
         nn.Module.__init__(self)
         self.tiler = None
-        self.encoder = Encoder(network)
+        channels = list(images.network.feature_info.channels())
+        self.encoder = Encoder(images.network)
         self.bottleneck = Fitted(get_bottleneck_layer("resnet18"), True, list(zip(channels, WIDTHS, strict=True)))
         self.decoder = Fitted(get_decoder("resnet18"), False, list(zip(WIDTHS, channels, strict=True)))
-        self.anomaly_map_generator = AnomalyMapGenerator(image_size=RESOLUTION, mode=AnomalyMapGenerationMode.ADD)
+        size = images.backbone.params.image_size
+        self.anomaly_map_generator = AnomalyMapGenerator(image_size=size, mode=AnomalyMapGenerationMode.ADD)
 
 
 class ReverseDistillation(Peer):
@@ -81,5 +83,4 @@ class ReverseDistillation(Peer):
 def build(settings: dict[str, Any], seed: int, inputs: Inputs) -> ReverseDistillation:
     """See `benchmarks.contest.contender`."""
     images = Images(inputs, LEVELS)
-    channels = list(images.network.feature_info.channels())
-    return ReverseDistillation(images, LiteReverseDistillation(images.network, channels), settings)
+    return ReverseDistillation(images, LiteReverseDistillation(images), settings)
