@@ -72,7 +72,9 @@ def _row(line: ProductLine, size: int | None) -> dict[str, Any]:
 
 
 def _measured(line: ProductLine, size: int | None, draw: int) -> dict[str, Any]:
-    path = KEPT / f"{line.name}-{size or 'all'}-{draw}-{key(preset('default', {}, line), line, draw)[:12]}.json"
+    method = preset("default", {}, line)
+    both = replace(method, code=[*method.code, "benchmarks/neighbours.py"])
+    path = KEPT / f"{line.name}-{size or 'all'}-{draw}-{key(both, line, draw)[:12]}.json"
     if not path.exists():
         params = line.train_params.model_copy(update={"seed": draw})
         shards, test = subset(line.shards("fit"), size, draw), line.shards("test")

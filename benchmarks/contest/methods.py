@@ -72,7 +72,7 @@ def preset(name: str, changes: Mapping[str, Any], line: ProductLine) -> Method:
         f"wtflow-{name}",
         "benchmarks.contest.preset",
         settings,
-        f"{settings['epochs']} epochs",
+        f"{settings['epochs']} epochs on cached features, extraction not counted",
         anomalib=False,
         ours=True,
         code=_train_code(),
@@ -84,7 +84,7 @@ def _neighbours(line: ProductLine) -> Method:
         "neighbours",
         "benchmarks.contest.nearest",
         {"fusion": line.train_params.fusion.model_dump(mode="json")},
-        "one pass; 8,000 random patches of the default preset's features",
+        "one pass; 8,000 random patches of the cached features of params.yaml, extraction not counted",
         anomalib=False,
         code=("benchmarks/neighbours.py", "wtflow/features/fusion.py"),
     )
