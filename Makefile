@@ -5,6 +5,12 @@ LOCK_HASH := $(shell sha256sum requirements.lock | cut -c1-12)
 CACHE_HOME := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)
 VENV := $(or $(WTFLOW_VENV),$(CACHE_HOME)/wtflow/venv-$(LOCK_HASH))
 BIN := $(VENV)/bin
+PEERS_HASH := $(shell cat requirements.lock infra/peers.lock | sha256sum | cut -c1-12)
+PEERS_VENV := $(or $(WTFLOW_PEERS_VENV),$(CACHE_HOME)/wtflow/peers-$(PEERS_HASH))
+# known to tests and benchmarks once it is installed
+ifneq ($(wildcard $(PEERS_VENV)/.ready),)
+export WTFLOW_PEERS_PYTHON ?= $(PEERS_VENV)/bin/python
+endif
 export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)
 export DVC_NO_ANALYTICS := 1
@@ -14,13 +20,13 @@ export DO_NOT_TRACK := true
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
-.PHONY: help setup lock repro serve test e2e check fast-test format bench clean venv
+.PHONY: help setup lock repro serve test e2e check fast-test format bench clean venv peers peers-venv
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## install the locked environment, once per lock, outside the clone
-	@infra/setup_env.sh "$(VENV)"
+	@infra/setup_env.sh "$(VENV)" requirements.lock
 
 venv:  ## print the environment's folder, whose bin/activate puts dvc and python on the PATH
 	@echo "$(VENV)"
@@ -50,8 +56,14 @@ format: setup  ## format the code and mend what the linter can mend
 	@ruff check --fix .
 
 bench: setup  ## make bench NAME=main_job: run a benchmark, print its table, write benchmarks/results/
-	@test -f "benchmarks/$(NAME).py" || { echo "error: no benchmarks/$(NAME).py. Type: make bench NAME=<one of: $(filter-out __init__ report,$(basename $(notdir $(wildcard benchmarks/*.py))))>" >&2; exit 2; }
+	@test -f "benchmarks/$(NAME).py" || { echo "error: no benchmarks/$(NAME).py. Type: make bench NAME=<one of: $(filter-out __init__ report neighbours product_lines,$(basename $(notdir $(wildcard benchmarks/*.py))))>" >&2; exit 2; }
 	@python -m benchmarks.$(NAME)
+
+peers: setup  ## install what the comparison with other methods needs (infra/peers.lock), once, on top of the environment
+	@infra/setup_env.sh "$(PEERS_VENV)" infra/peers.lock "$(VENV)"
+
+peers-venv:  ## print the folder of that second environment
+	@echo "$(PEERS_VENV)"
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock
 	@pip-compile --quiet --upgrade --allow-unsafe --strip-extras --all-extras --no-header --no-annotate \

@@ -18,19 +18,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from benchmarks import neighbours
+from benchmarks.product_lines import PROJECT, extract_features, product_lines
 from benchmarks.report import Claim, at_least, at_most, parse_no_arguments, publish
-from pipelines.lines import line_params, read_params
+from pipelines.lines import line_params
 from wtflow.artefact import read_json
 from wtflow.bundle import load_bundle
-from wtflow.data.manifest import PrepareParams
-from wtflow.data.prepare import prepare
 from wtflow.data.shards import FeatureShards, part_name, seal
-from wtflow.features.backbone import build_backbone
-from wtflow.features.extract import ExtractParams, extract
 from wtflow.scoring.calibration import Calibration, calibrate
 from wtflow.scoring.metrics import auroc
 from wtflow.training import TrainingState, TrainParams, finish, start, train
@@ -38,14 +34,7 @@ from wtflow.training import TrainingState, TrainParams, finish, start, train
 SEEDS = (0, 1, 2)
 FIGURES = ("image_auroc", "fpr", "tpr")
 LIMITS = {"solar-mono": 0.92, "solar-poly": 0.90}
-PROJECT = Path(__file__).parents[1]
-PLACE = PROJECT / ".wtflow" / "bench"
 THREADS = len(os.sched_getaffinity(0))
-TILE = "magnetic-tile"
-TILE_SETTINGS: dict[str, dict[str, str]] = {
-    "prepare": {"layout": "mvtec_ad", "group_pattern": r"(view\d+)"},
-    **{stage: {} for stage in ("extract", "train", "evaluate", "register")},
-}
 
 
 def main() -> None:
@@ -53,13 +42,10 @@ def main() -> None:
     parse_no_arguments(__doc__ or "", "make bench NAME=main_job")
     torch.set_num_threads(THREADS)
     subprocess.run(["dvc", "repro"], cwd=PROJECT, check=True)
-    params = read_params(PROJECT / "params.yaml")
-    places = dict.fromkeys(params["lines"], PROJECT)
-    if "WTFLOW_SHARED_DATA" in os.environ:
-        places[TILE] = _tile_workplace()
     rows: list[dict[str, Any]] = []
-    for line, place in places.items():
-        rows += _line_rows(line, place)
+    for line in product_lines():
+        extract_features(line)
+        rows += _line_rows(line.name, line.place)
         publish("main_job", rows, _claims(rows))
 
 
@@ -74,23 +60,6 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
         claims.append(at_least(f"{line}: ahead of nearest neighbours on the same features and split", ahead, 0))
     seconds = sum(row.get("seconds", 0) for row in rows if row["what"].startswith("stage ") and row["line"] in LIMITS)
     return [*claims, at_most("minutes of all stages of the default lines, one after the other", seconds / 60, 15)]
-
-
-def _tile_workplace() -> Path:
-    """A folder with magnetic-tile as its only line, its features extracted."""
-    params = {**read_params(PROJECT / "params.yaml"), "fetch": {}, "lines": {TILE: TILE_SETTINGS}}
-    PLACE.mkdir(parents=True, exist_ok=True)
-    (PLACE / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    raw = Path(os.environ["WTFLOW_SHARED_DATA"], "magnetic_tile")
-    prepare_params = line_params(TILE, "prepare", PrepareParams, PLACE / "params.yaml")
-    extract_params = line_params(TILE, "extract", ExtractParams, PLACE / "params.yaml")
-    manifest = prepare(raw, TILE, prepare_params).manifest
-    backbone = build_backbone(extract_params.backbone)
-    facts = {"data_version": manifest.data_version, "backbone": extract_params.backbone.model_dump(mode="json")}
-    for name, splits in {"fit": ("train", "calibrate"), "test": ("test",)}.items():
-        folder = PLACE / f"data/features/{TILE}/{name}"
-        extract(manifest.rows(*splits), raw, folder, backbone, extract_params, prepare_params.limits, facts)
-    return PLACE
 
 
 def _line_rows(line: str, place: Path) -> list[dict[str, Any]]:

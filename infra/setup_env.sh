@@ -1,18 +1,27 @@
 #!/usr/bin/env bash
-# Installs the locked environment into $1 unless it is already there. Safe to call twice or from two clones at once.
+# Installs a lock into the environment $1 unless it is already there. Safe to call twice or from two clones at once.
+#   setup_env.sh VENV LOCK          a new environment
+#   setup_env.sh VENV LOCK BASE     one that also sees the packages of the environment BASE, so that they are not installed twice
 set -euo pipefail
 venv=$1
-lock=$(cd "$(dirname "$0")/.." && pwd)/requirements.lock
+lock=$2
+base=${3:-}
 python=${PYTHON:-python3.11}
 
 [ -e "$venv/.ready" ] && exit 0
+[ -n "$base" ] && python=$base/bin/python
 command -v "$python" >/dev/null || { echo "error: $python not found. Install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
 mkdir -p "$(dirname "$venv")"
 exec 9>"$venv.lock"
 flock 9
 [ -e "$venv/.ready" ] && exit 0
-echo "Installing the environment into $venv (about 7 GB, 4 to 8 minutes; once for all clones) ..."
+if [ -n "$base" ]; then note="about 0.4 GB"; else note="about 7 GB, 4 to 8 minutes"; fi
+echo "Installing $(basename "$lock") into $venv ($note; once for all clones) ..."
 rm -rf "$venv"
 "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$lock"
+if [ -n "$base" ]; then
+    packages='import sysconfig; print(sysconfig.get_path("purelib"))'
+    "$base/bin/python" -c "$packages" > "$("$venv/bin/python" -c "$packages")/base.pth"
+fi
 touch "$venv/.ready"

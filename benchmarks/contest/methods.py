@@ -1,0 +1,96 @@
+"""Who takes part: the peers, and the presets of WT-Flow. A further preset is one more entry of `PRESETS`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from benchmarks.contest.trial import Method
+from benchmarks.product_lines import PROJECT, ProductLine
+from wtflow.params import merged
+from wtflow.training import TrainParams
+
+SHARED = ("benchmarks/peers/shared.py",)
+
+# About ten minutes of processor time on solar-mono for whoever trains, as for WT-Flow; the epochs follow from that.
+PEERS = (
+    Method(
+        "patchcore",
+        "benchmarks.peers.patchcore",
+        {"coreset_ratio": 0.003},
+        "one pass; coreset of 0.3 % (its default of 10 % takes hours on 2 cores), 9 neighbours",
+        code=SHARED,
+    ),
+    Method(
+        "padim",
+        "benchmarks.peers.padim",
+        {"features": 152},
+        "one pass; all 152 channels, none dropped at random",
+        seeds=(0,),
+        code=SHARED,
+    ),
+    Method(
+        "fastflow",
+        "benchmarks.peers.fastflow",
+        {"epochs": 40, "batch_size": 32},
+        "40 epochs of batch 32 (the paper: 500)",
+        code=SHARED,
+    ),
+    Method(
+        "reverse-distillation",
+        "benchmarks.peers.reverse_distillation",
+        {"epochs": 5, "batch_size": 16},
+        "5 epochs of batch 16 (the paper: 200); levels 1 to 3, ResNet-18 decoder between 1 x 1 convolutions",
+        code=SHARED,
+    ),
+    Method(
+        "efficientad-s",
+        "benchmarks.peers.efficient_ad",
+        {"teacher_steps": 100, "steps": 200},
+        "200 steps (the paper: 70,000); teacher distilled from the shared backbone on the line's own images, no "
+        "penalty on ImageNet images: shown for its size and speed, not compared",
+        seeds=(0,),
+        compared=False,
+        code=SHARED,
+    ),
+)
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {"default": {}}
+"""Name -> what it lays over the line's `train` settings in params.yaml."""
+
+
+def methods(line: ProductLine) -> list[Method]:
+    """All that take part on `line`."""
+    return [*PEERS, _neighbours(line), *(preset(name, changes, line) for name, changes in PRESETS.items())]
+
+
+def preset(name: str, changes: Mapping[str, Any], line: ProductLine) -> Method:
+    """WT-Flow with the settings of a preset."""
+    values = merged(line.train_params.model_dump(mode="json"), changes)
+    settings = TrainParams.parse(values, f"preset {name}").model_dump(mode="json", exclude={"seed"})
+    return Method(
+        f"wtflow-{name}",
+        "benchmarks.contest.preset",
+        settings,
+        f"{settings['epochs']} epochs on cached features, extraction not counted",
+        anomalib=False,
+        ours=True,
+        code=_train_code(),
+    )
+
+
+def _neighbours(line: ProductLine) -> Method:
+    return Method(
+        "neighbours",
+        "benchmarks.contest.nearest",
+        {"fusion": line.train_params.fusion.model_dump(mode="json")},
+        "one pass; 8,000 random patches of the cached features of params.yaml, extraction not counted",
+        anomalib=False,
+        code=("benchmarks/neighbours.py", "wtflow/features/fusion.py"),
+    )
+
+
+def _train_code() -> list[str]:
+    """The library's files behind the train stage, as dvc.yaml lists them."""
+    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return [path for path in stages["train"]["do"]["deps"] if path.startswith("wtflow/")]

@@ -1,0 +1,126 @@
+"""From kept figures to what is said of them: rows, claims, a Markdown table, a picture."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.product_lines import TILE
+from benchmarks.report import Claim, at_least, at_most
+
+Row = dict[str, Any]
+MEANS = (
+    "image_auroc", "image_ap", "f1", "fpr", "tpr", "pixel_auroc", "aupro_30", "aupro_05", "threads", "train_seconds",
+    "train_cpu_seconds", "backbone_ms", "head_ms", "image_ms", "model_bytes", "train_peak_gib", "peak_gib",
+)  # fmt: skip
+ALL = "mean"
+MEASURED = "wtflow-default"
+
+
+def summary(found: Sequence[Row]) -> list[Row]:
+    """A row a method and line, means over the seeds; then a row a method, the plain mean of its lines."""
+    rows = []
+    for method in dict.fromkeys(row["method"] for row in found):
+        own = [row for row in found if row["method"] == method]
+        lines = list(dict.fromkeys(row["line"] for row in own))
+        by_line = [_over_seeds([row for row in own if row["line"] == line]) for line in lines]
+        first = {key: by_line[0][key] for key in ("method", "ours", "compared", "budget")}
+        rows += [*by_line, first | {"line": ALL, "lines": len(lines)} | _means(by_line)]
+    return rows
+
+
+def _over_seeds(seeds: Sequence[Row]) -> Row:
+    aurocs = [row["image_auroc"] for row in seeds]
+    inside = [row["fpr_interval"][0] <= row["fpr"] <= row["fpr_interval"][1] for row in seeds]
+    return {
+        **{key: seeds[0][key] for key in ("method", "line", "ours", "compared", "budget", "fpr_interval")},
+        **_means(seeds),
+        "image_auroc_by_seed": aurocs,
+        "image_auroc_sd": statistics.stdev(aurocs) if len(aurocs) > 1 else None,
+        "seeds": len(seeds),
+        "fpr_outside": len(inside) - sum(inside),
+    }
+
+
+def _means(rows: Sequence[Row]) -> Row:
+    values = {key: [row[key] for row in rows if row.get(key) is not None] for key in MEANS}
+    return {key: statistics.mean(found) for key, found in values.items() if found}
+
+
+def claims(rows: Sequence[Row], ours: str = MEASURED) -> list[Claim]:
+    """What may be said of the preset `ours` against every peer."""
+    of = {(row["method"], row["line"]): row for row in rows}
+    peers = list(dict.fromkeys(row["method"] for row in rows if not row["ours"] and row["compared"]))
+    lines = [line for method, line in of if method == ours and line != ALL]
+    mean = of[ours, ALL]
+    ahead = [of[ours, line]["image_auroc"] - of[peer, line]["image_auroc"] for line in lines for peer in peers]
+    best = max(of[peer, ALL]["image_auroc"] for peer in peers)
+    made = [
+        at_least("mean image AUROC over the lines, less that of the best peer", mean["image_auroc"] - best, 0),
+        at_least("image AUROC less a peer's, on the line and against the peer where that is least", min(ahead), 0),
+        at_most(
+            "time of the head as a share of the backbone's, one image", mean["head_ms"] / mean["backbone_ms"], 0.15
+        ),
+        at_most(
+            "lines and seeds whose share of false alarms lies outside the 95 % interval of the 5 % asked for",
+            sum(of[ours, line]["fpr_outside"] for line in lines),
+            0,
+        ),
+    ]
+    if ("fastflow", ALL) in of:
+        distance = mean["image_auroc"] - of["fastflow", ALL]["image_auroc"]
+        made.append(at_least("mean image AUROC over the lines, less FastFlow's", distance, 0))
+    if TILE in lines:
+        best = max(of[peer, TILE]["aupro_30"] for peer in peers)
+        made.append(at_least(f"{TILE}: AUPRO 0.30, less that of the best peer", of[ours, TILE]["aupro_30"] - best, 0))
+    return made
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table for the README: a row a method, image AUROC by line, then what it costs."""
+    lines = list(dict.fromkeys(row["line"] for row in rows if row["line"] != ALL))
+    of = {(row["method"], row["line"]): row for row in rows}
+    head = ["method", *lines, "mean", "AUPRO 0.30", "FPR", "backbone + head, ms", "model, MB", "training, s", "allowed"]
+    table = [head, ["---"] * len(head)]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        row = of[method, ALL]
+        aurocs = [_auroc(of.get((method, line))) for line in lines]
+        mean = f"{row['image_auroc']:.3f}" if row["lines"] == len(lines) else ""
+        aupro = f"{row['aupro_30']:.3f}" if "aupro_30" in row else ""
+        time = f"{row.get('backbone_ms', 0):.0f} + {row['head_ms']:.0f}"
+        costs = [time, f"{row['model_bytes'] / 1e6:.1f}", f"{row['train_cpu_seconds']:.0f}"]
+        table.append([method, *aurocs, mean, aupro, f"{row['fpr']:.1%}", *costs, row["budget"]])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
+
+
+def _auroc(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    spread = "" if row["image_auroc_sd"] is None else f" ± {row['image_auroc_sd']:.3f}"
+    return f"{row['image_auroc']:.3f}{spread}"
+
+
+def picture(rows: Iterable[Row], target: Path) -> None:
+    """Mean image AUROC against the time of one image on one thread."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5))
+    for row in rows:
+        if row["line"] != ALL:
+            continue
+        colour = "#c1121f" if row["ours"] else "#457b9d"
+        axes.scatter(row["image_ms"], row["image_auroc"], color=colour, marker="D" if row["ours"] else "o", s=45)
+        axes.annotate(
+            row["method"], (row["image_ms"], row["image_auroc"]), xytext=(6, 4), textcoords="offset points", fontsize=9
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("milliseconds an image, backbone included (one thread)")
+    axes.set_ylabel("image AUROC, mean of the lines")
+    axes.grid(alpha=0.3)
+    axes.margins(x=0.15, y=0.1)
+    figure.tight_layout()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=110, metadata={"Software": None})

@@ -1,0 +1,51 @@
+"""What anomalib's torch models have in common here: our backbone, our preprocessing, their own scores and maps."""
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.contest.contender import Inputs
+from wtflow.features.backbone import BackboneParams, build_backbone
+
+
+class Images:
+    """The shared backbone, and images on the scale that its weights were trained on."""
+
+    def __init__(self, inputs: Inputs, levels: tuple[int, ...] | None = None) -> None:
+        """`levels` other than the settings' are for a method that cannot do with those."""
+        params = BackboneParams.parse(inputs.backbone, "backbone")
+        self.backbone = build_backbone(params if levels is None else params.model_copy(update={"levels": levels}))
+        self.name, self.levels = params.name, list(self.backbone.params.levels)
+        self.network = self.backbone.network
+        self.train_NYX3 = inputs.images_NYX3
+
+    def normalised(self, images_BYX3: Tensor) -> Tensor:
+        """B x 3 x Y x X."""
+        mean_C11, std_C11 = self.backbone.mean_C11, self.backbone.std_C11
+        return ((images_BYX3.permute(0, 3, 1, 2).float() - mean_C11) / std_C11).contiguous()
+
+    @torch.no_grad()
+    def train_maps(self) -> list[Tensor]:
+        """Maps of all training images, a tensor a level: a frozen network need not run again in every epoch."""
+        parts = [self.network(self.normalised(batch_BYX3)) for batch_BYX3 in self.train_NYX3.split(8)]
+        return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+class Peer:
+    """A contender around an anomalib model whose forward pass gives `pred_score` and `anomaly_map`."""
+
+    def __init__(self, images: Images, model: nn.Module, settings: dict[str, Any]) -> None:
+        self.images, self.model, self.settings = images, model, settings
+
+    def embed(self, images_BYX3: Tensor) -> object:
+        return self.images.network(self.images.normalised(images_BYX3))
+
+    def score(self, images_BYX3: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.model(self.images.normalised(images_BYX3))
+        return found.pred_score.flatten(), found.anomaly_map[:, 0]
+
+    def tensors(self) -> Iterable[Tensor]:
+        return chain(self.model.parameters(), self.model.buffers())
