@@ -23,7 +23,7 @@ from benchmarks.report import Claim, at_least, parse_no_arguments, publish
 from wtflow.artefact import read_json, write_json
 from wtflow.data.shards import FeatureShards
 from wtflow.scoring.metrics import auroc
-from wtflow.training import TrainingState, start, train
+from wtflow.training import TrainingState, finish, start, train
 
 SIZES = (20, 50, 100, None)
 """Training images; None: all of them."""
@@ -81,6 +81,7 @@ def _measured(line: ProductLine, size: int | None, draw: int) -> dict[str, Any]:
         torch.use_deterministic_algorithms(True)
         state = start(shards, params)
         train(state, shards, params)
+        finish(state, shards)
         rows, fusion = shards.rows(split="train"), state.scorer.fusion
         ours, theirs = [], []
         for label in ("normal", "anomalous"):

@@ -70,6 +70,22 @@ def calibrated(scorer: Scorer, shards: FeatureShards, params: TrainParams) -> Ca
     return calibrate(np.concatenate(scores), np.concatenate(energies), params.calibration)
 
 
+def bundle_config(params: TrainParams, shards: FeatureShards, scorer: Scorer) -> BundleConfig:
+    """What a bundle says of the networks that were trained on these features."""
+    header = shards.header
+    return BundleConfig(
+        backbone=BackboneParams.parse(header["backbone"], f"{shards.folder}/index.json: backbone"),
+        fusion=params.fusion,
+        inputs=scorer.fusion.inputs,
+        map_size=scorer.fusion.size,
+        coupling=params.coupling,
+        velocity=params.velocity,
+        solver=params.solver,
+        score=params.score,
+        limits=ImageLimits.parse(header["limits"], f"{shards.folder}/index.json: limits"),
+    )
+
+
 def code_files(dvc_file: Path = Path("dvc.yaml")) -> list[str]:
     """The source files that this stage depends on, as dvc.yaml lists them."""
     deps = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))["stages"]["train"]["do"]["deps"]
@@ -84,19 +100,7 @@ def _write(
     calibration: Calibration,
     code: list[str],
 ) -> str:
-    header = shards.header
-    backbone = BackboneParams.parse(header["backbone"], f"{shards.folder}/index.json: backbone")
-    config = BundleConfig(
-        backbone=backbone,
-        fusion=params.fusion,
-        inputs=state.scorer.fusion.inputs,
-        map_size=state.scorer.fusion.size,
-        coupling=params.coupling,
-        velocity=params.velocity,
-        solver=params.solver,
-        score=params.score,
-        limits=ImageLimits.parse(header["limits"], f"{shards.folder}/index.json: limits"),
-    )
+    header, config = shards.header, bundle_config(params, shards, state.scorer)
     provenance = {
         "line": line,
         "seed": params.seed,
@@ -110,7 +114,7 @@ def _write(
         "backbone_digest": header["backbone_digest"],
         "versions": library_versions(),
     }
-    network = build_backbone(backbone, load_weights(shards.folder / "backbone.safetensors"))
+    network = build_backbone(config.backbone, load_weights(shards.folder / "backbone.safetensors"))
     digest = write_bundle(Path(f"models/{line}"), config, network, state.scorer, calibration, provenance)
     with replacing(Path(f"plots/{line}.csv")) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")

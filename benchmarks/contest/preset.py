@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.contest.contender import Inputs
-from wtflow.bundle import BundleConfig, load_bundle, write_bundle
-from wtflow.data.images import ImageLimits
+from pipelines.train import bundle_config, calibrated
+from wtflow.bundle import load_bundle, write_bundle
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Detector
-from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
+from wtflow.features.backbone import build_backbone, load_weights
 from wtflow.scoring.anomaly_map import enlarge
-from wtflow.scoring.calibration import calibrate
-from wtflow.training import TrainingState, TrainParams, start, train
+from wtflow.training import TrainParams, finish, start, train
 
 
 class Preset:
@@ -28,10 +27,14 @@ class Preset:
 
     def fit(self) -> None:
         torch.use_deterministic_algorithms(True)
-        state = start(self.shards, self.params)
-        train(state, self.shards, self.params)
-        bundle = self.inputs.scratch / "bundle"
-        self._write(state, bundle)
+        shards, bundle = self.shards, self.inputs.scratch / "bundle"
+        state = start(shards, self.params)
+        train(state, shards, self.params)
+        scorer = finish(state, shards)
+        config = bundle_config(self.params, shards, scorer)
+        network = build_backbone(config.backbone, load_weights(shards.folder / "backbone.safetensors"))
+        calibration = calibrated(scorer, shards, self.params)
+        write_bundle(bundle, config, network, scorer, calibration, {"seed": self.params.seed})
         self.detector = load_bundle(bundle).detector()
 
     def embed(self, images_BYX3: Tensor) -> object:
@@ -44,24 +47,6 @@ class Preset:
     def tensors(self) -> Iterable[Tensor]:
         parts = (self.detector.backbone, self.detector.scorer)
         return chain.from_iterable(chain(part.parameters(), part.buffers()) for part in parts)
-
-    def _write(self, state: TrainingState, path: Any) -> None:
-        shards, params = self.shards, self.params
-        levels = shards.batch(shards.rows(split="calibrate"))
-        map_BHW, score_B = state.scorer(levels)
-        config = BundleConfig(
-            backbone=BackboneParams.parse(shards.header["backbone"], "features"),
-            fusion=params.fusion,
-            channels=state.scorer.fusion.channels,
-            map_size=state.scorer.fusion.size,
-            coupling=params.coupling,
-            velocity=params.velocity,
-            score=params.score,
-            limits=ImageLimits(),
-        )
-        network = build_backbone(config.backbone, load_weights(shards.folder / "backbone.safetensors"))
-        calibration = calibrate(score_B.double().numpy(), map_BHW.numpy().ravel(), params.calibration)
-        write_bundle(path, config, network, state.scorer, calibration, {"seed": params.seed})
 
 
 def build(settings: dict[str, Any], seed: int, inputs: Inputs) -> Preset:

@@ -29,6 +29,8 @@ from wtflow.scoring.metrics import PixelMetrics, auroc, average_precision
 KEPT = PLACE / "accuracy"
 TARGET_FPR = 0.05
 PEERS_PYTHON = "WTFLOW_PEERS_PYTHON"
+PEER_LEVELS = (2, 3)
+"""Strides 8 and 16, which the peers take from a ResNet as its layers 2 and 3."""
 KEPT_BY_MALLOC = 256 * 2**20
 
 
@@ -70,7 +72,7 @@ def measure(method: Method, line: ProductLine, seed: int) -> dict[str, Any]:
 
 def key(method: Method, line: ProductLine, seed: int) -> str:
     """Digest of method, settings, code, backbone, split and seed. Comments and docstrings do not count."""
-    backbone = line.extract_params.backbone.model_dump(mode="json", include={"name", "sha256", "levels", "image_size"})
+    backbone = {name: _backbone(method, line)[name] for name in ("name", "sha256", "levels", "image_size")}
     sources = [f"{method.module.replace('.', '/')}.py", *method.code]
     return digest_of(
         {
@@ -82,6 +84,12 @@ def key(method: Method, line: ProductLine, seed: int) -> str:
             "seed": seed,
         }
     )
+
+
+def _backbone(method: Method, line: ProductLine) -> dict[str, Any]:
+    """The line's, for a peer with the levels that it is made for."""
+    values = line.extract_params.backbone.model_dump(mode="json")
+    return values | {"levels": list(PEER_LEVELS)} if method.anomalib else values
 
 
 def _code(path: Path) -> str:
@@ -112,7 +120,7 @@ def _measured(method: Method, line: ProductLine, seed: int) -> dict[str, Any]:
             "seed": seed,
             "pictures": str(write_pictures(line)),
             "fit": str(line.features("fit")),
-            "backbone": line.extract_params.backbone.model_dump(mode="json"),
+            "backbone": _backbone(method, line),
             "maps": any(row["mask_path"] for row in rows_of(line, "test")),
         }
         write_json(folder / "job.json", job)
