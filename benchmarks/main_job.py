@@ -29,7 +29,7 @@ from wtflow.bundle import load_bundle
 from wtflow.data.shards import FeatureShards, part_name, seal
 from wtflow.scoring.calibration import Calibration, calibrate
 from wtflow.scoring.metrics import auroc
-from wtflow.training import TrainingState, TrainParams, finish, start, train
+from wtflow.training import TrainingState, TrainParams, be_deterministic, finish, start, train
 
 SEEDS = (0, 1, 2)
 FIGURES = ("image_auroc", "fpr", "tpr")
@@ -97,7 +97,7 @@ def _stage_rows(line: str, place: Path) -> list[dict[str, Any]]:
 
 
 def _trained(fit: FeatureShards, params: TrainParams) -> TrainingState:
-    torch.use_deterministic_algorithms(True)
+    be_deterministic()
     state = start(fit, params)
     train(state, fit, params)
     finish(state, fit)

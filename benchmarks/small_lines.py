@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -23,7 +22,7 @@ from benchmarks.report import Claim, at_least, parse_no_arguments, publish
 from wtflow.artefact import read_json, write_json
 from wtflow.data.shards import FeatureShards
 from wtflow.scoring.metrics import auroc
-from wtflow.training import TrainingState, finish, start, train
+from wtflow.training import TrainingState, be_deterministic, finish, start, train
 
 SIZES = (20, 50, 100, None)
 """Training images; None: all of them."""
@@ -78,7 +77,7 @@ def _measured(line: ProductLine, size: int | None, draw: int) -> dict[str, Any]:
     if not path.exists():
         params = line.train_params.model_copy(update={"seed": draw})
         shards, test = subset(line.shards("fit"), size, draw), line.shards("test")
-        torch.use_deterministic_algorithms(True)
+        be_deterministic()
         state = start(shards, params)
         train(state, shards, params)
         finish(state, shards)

@@ -110,6 +110,12 @@ class TrainingState:
         self.history = [Epoch(**epoch) for epoch in header["history"]]
 
 
+def be_deterministic() -> None:
+    """Have this process compute the same bits each time; fresh memory is not filled first, which costs a seventh."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def start(shards: FeatureShards, params: TrainParams) -> TrainingState:
     """A head with fresh weights, the channel statistics of the `train` images and the constant of the coupling on them;
     the same for the same seed.

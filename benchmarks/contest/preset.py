@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.contest.contender import Inputs
@@ -14,7 +13,7 @@ from wtflow.data.shards import FeatureShards
 from wtflow.detector import Detector
 from wtflow.features.backbone import build_backbone, load_weights
 from wtflow.scoring.anomaly_map import enlarge
-from wtflow.training import TrainParams, finish, start, train
+from wtflow.training import TrainParams, be_deterministic, finish, start, train
 
 
 class Preset:
@@ -26,7 +25,7 @@ class Preset:
         self.detector: Detector
 
     def fit(self) -> None:
-        torch.use_deterministic_algorithms(True)
+        be_deterministic()
         shards, bundle = self.shards, self.inputs.scratch / "bundle"
         state = start(shards, self.params)
         train(state, shards, self.params)

@@ -20,7 +20,7 @@ from pipelines.adapters.ray_runtime import cluster
 from pipelines.environment import RunSettings
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import DigestError, WTFlowError
-from wtflow.training import Epoch, Place, TrainingState, TrainParams, start, train
+from wtflow.training import Epoch, Place, TrainingState, TrainParams, be_deterministic, start, train
 
 CHECKPOINTS_KEPT = 2
 RESTARTS = 3
@@ -94,7 +94,7 @@ def _worker(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     torch.set_num_threads(config["threads"])
-    torch.use_deterministic_algorithms(True)
+    be_deterministic()
     params = TrainParams.parse(config["params"], "train")
     shards = FeatureShards.open(Path(config["features"]), verify=context.get_world_rank() == 0)
     state = start(shards, params)
