@@ -24,6 +24,9 @@ from wtflow.training import Epoch, Place, TrainingState, TrainParams, be_determi
 
 CHECKPOINTS_KEPT = 2
 RESTARTS = 3
+UNREADABLE = "CheckpointManagerInitializationError"
+"""Ray's word for a run whose note of its checkpoints is half written, or names one that is gone."""
+logger = logging.getLogger(__name__)
 
 
 def fit(
@@ -38,30 +41,33 @@ def fit(
         from ray.train.torch import TorchConfig, TorchTrainer
 
         threads = max(1, settings.cores() // settings.num_workers)
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={
-                "features": str(features.resolve()),
-                "params": params.model_dump(mode="json"),
-                "threads": threads,
-                "use_gpu": settings.use_gpu,
-                "queue": queue,
-            },
-            scaling_config=ScalingConfig(
-                num_workers=settings.num_workers,
-                use_gpu=settings.use_gpu,
-                resources_per_worker={"CPU": threads} | ({"GPU": 1} if settings.use_gpu else {}),
-            ),
-            torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
-            run_config=RunConfig(
-                name=name,
-                storage_path=storage(settings),
-                failure_config=FailureConfig(max_failures=RESTARTS),
-                checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
-            ),
-        )
+
+        def trainer() -> Any:
+            return TorchTrainer(
+                _worker,
+                train_loop_config={
+                    "features": str(features.resolve()),
+                    "params": params.model_dump(mode="json"),
+                    "threads": threads,
+                    "use_gpu": settings.use_gpu,
+                    "queue": queue,
+                },
+                scaling_config=ScalingConfig(
+                    num_workers=settings.num_workers,
+                    use_gpu=settings.use_gpu,
+                    resources_per_worker={"CPU": threads} | ({"GPU": 1} if settings.use_gpu else {}),
+                ),
+                torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
+                run_config=RunConfig(
+                    name=name,
+                    storage_path=storage(settings),
+                    failure_config=FailureConfig(max_failures=RESTARTS),
+                    checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+                ),
+            )
+
         try:
-            result = trainer.fit()
+            result = _fitted(trainer, name, settings)
         except Exception as error:  # Ray wraps the worker's error in kinds of its own
             raise WTFlowError(
                 f"training {name} failed: {error}\nIts checkpoints are kept in {storage(settings)}/{name}; "
@@ -72,6 +78,18 @@ def fit(
             state.load(Path(folder))
         state.scorer.eval()
         return state
+
+
+def _fitted(trainer: Callable[[], Any], name: str, settings: RunSettings) -> Any:
+    """Ray's result. A run that was killed while Ray wrote its note, or within `forget`, is begun anew."""
+    try:
+        return trainer().fit()
+    except Exception as error:
+        if UNREADABLE not in str(error):
+            raise
+    logger.warning("%s/%s is damaged; starting from the first epoch, with the same result", storage(settings), name)
+    forget(name, settings)
+    return trainer().fit()  # another trainer: the first one's storage is gone
 
 
 def storage(settings: RunSettings) -> str:
@@ -104,7 +122,7 @@ def _worker(config: dict[str, Any]) -> None:
             try:
                 state.load(Path(folder))
             except DigestError as error:
-                logging.getLogger(__name__).warning("%s; starting from the first epoch, with the same result", error)
+                logger.warning("%s; starting from the first epoch, with the same result", error)
     leads = context.get_world_rank() == 0
 
     def on_epoch(state: TrainingState, epoch: Epoch) -> None:
@@ -144,7 +162,7 @@ def _watched(on_epoch: Callable[[Epoch], None]) -> Iterator[Any]:
                 on_epoch(Epoch(**values))
             except Exception:
                 # the curve is worth less than the training: say it, and go on
-                logging.getLogger(__name__).exception("epoch %s could not be logged", values["epoch"])
+                logger.exception("epoch %s could not be logged", values["epoch"])
 
     thread = threading.Thread(target=hand_over, daemon=True)
     thread.start()

@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
 
 from tests.e2e.project import SMALL, Project, make_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.e2e, pytest.mark.timeout(900)]
-EPOCHS = 60
+pytestmark = pytest.mark.slow
+EPOCHS = 20
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +38,22 @@ def undisturbed(project: Project) -> str:
     return _digest(project)
 
 
+@pytest.fixture(scope="module")
+def interrupted(project: Project, undisturbed: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy of what a training left whose driver was killed in the middle."""
+    process = _started(project, lambda: _epochs(_run(project)) >= 2)
+    ray = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    psutil.wait_procs(ray, timeout=60)  # Ray's processes notice within seconds, and may finish an epoch until then
+    left = _run(project)
+    assert left is not None
+    assert 2 <= _epochs(left) < EPOCHS
+    return Path(shutil.move(left, tmp_path_factory.mktemp("left") / left.name))
+
+
 def test_killed_worker(project: Project, undisturbed: str) -> None:
-    process = _started(project)
+    process = _started(project, lambda: _epochs(_run(project)) >= 2)
     try:
         worker = _worker_of(process.pid)
         os.kill(worker.pid, signal.SIGKILL)
@@ -46,33 +63,83 @@ def test_killed_worker(project: Project, undisturbed: str) -> None:
     assert _digest(project) == undisturbed
 
 
-def test_killed_driver_goes_on_with_the_same_command(project: Project, undisturbed: str) -> None:
-    process = _started(project)
+def test_killed_driver_goes_on_with_the_same_command(project: Project, undisturbed: str, interrupted: Path) -> None:
+    """Killed in the middle, and once more between the last epoch and the bundle."""
+    _restore(project, interrupted)
+    done, before = _epochs(interrupted), _logged(project)
+    process = _started(project, lambda: _epochs(_run(project)) == EPOCHS)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    (run,) = [path for path in (project.root / ".wtflow/train").iterdir() if path.is_dir()]
-    assert list(run.glob("checkpoint_*"))
+    assert not (project.root / "models/tiny").exists()
+    between = _logged(project)
+    assert 1 <= min(between - before) <= done  # behind the last epoch that Ray had noted: not from the first
     project.stage("train")
     assert _digest(project) == undisturbed
-    assert not run.exists()
+    assert _logged(project) == between  # nothing was trained again
+    assert _run(project) is None
 
 
-def _started(project: Project) -> "subprocess.Popen[bytes]":
-    """A training with two checkpoints behind it."""
+@pytest.mark.parametrize("damaged", ["checkpoint_*/scorer.safetensors", "checkpoint_manager_snapshot.json"])
+def test_a_half_written_file_means_another_start(
+    project: Project, undisturbed: str, interrupted: Path, damaged: str
+) -> None:
+    """In the checkpoints, or in Ray's own note of them."""
+    run = _restore(project, interrupted)
+    files = list(run.glob(damaged))
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    before = _logged(project)
+    project.stage("train")
+    assert _digest(project) == undisturbed
+    assert sorted((_logged(project) - before).elements()) == list(range(EPOCHS))
+    assert _run(project) is None
+
+
+def _started(project: Project, ready: Callable[[], bool]) -> "subprocess.Popen[bytes]":
+    """A training that has come to where `ready` holds, and still runs."""
     shutil.rmtree(project.root / "models", ignore_errors=True)
     command = [sys.executable, "-m", "pipelines.train", "tiny"]
     process = subprocess.Popen(command, cwd=project.root, env=project.environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while _checkpoints(project) < 2:
+    while not ready():
         assert process.poll() is None, "the training ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
     return process
 
 
-def _checkpoints(project: Project) -> int:
-    """Whole checkpoints; Ray keeps the newest two."""
-    return len(list((project.root / ".wtflow/train").glob("*/checkpoint_*")))
+def _restore(project: Project, interrupted: Path) -> Path:
+    """Put the interrupted run back to where the next training looks for it."""
+    runs = project.root / ".wtflow/train"
+    shutil.rmtree(runs, ignore_errors=True)
+    return Path(shutil.copytree(interrupted, runs / interrupted.name))
+
+
+def _run(project: Project) -> Path | None:
+    """Folder of the one run that has checkpoints, if there is one."""
+    runs = list((project.root / ".wtflow/train").glob("tiny-*"))
+    assert len(runs) <= 1
+    return runs[0] if runs else None
+
+
+def _epochs(run: Path | None) -> int:
+    """How many epochs are behind the newest whole checkpoint of a run."""
+    found = [0]
+    for path in run.glob("checkpoint_*/state.json") if run else ():
+        try:
+            found.append(len(json.loads(path.read_text())["history"]))
+        except (FileNotFoundError, json.JSONDecodeError):  # removed meanwhile, or not whole yet
+            continue
+    return max(found)
+
+
+def _logged(project: Project) -> "Counter[int]":
+    """How often each epoch's loss was logged, over all trainings of this file."""
+    client = mlflow.MlflowClient(project.environment["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("wtflow")
+    (run,) = client.search_runs([experiment.experiment_id])
+    return Counter(point.step for point in client.get_metric_history(run.info.run_id, "loss"))
 
 
 def _worker_of(driver: int) -> psutil.Process:
