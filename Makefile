@@ -14,7 +14,7 @@ export DO_NOT_TRACK := true
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
-.PHONY: help setup lock repro serve test e2e check fast-test format bench clean venv
+.PHONY: help setup lock repro serve test check fast-test format bench clean venv
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,11 +32,8 @@ repro: setup  ## the main job: fetch, prepare, extract, train, evaluate, registe
 serve: setup  ## score over HTTP on 127.0.0.1:8000 with every line that has a champion (Ctrl-C stops it)
 	@python -m serving.app
 
-test: setup  ## the test suite
+test: setup  ## the test suite, the whole road and its kills among it: minutes
 	@python -m pytest
-
-e2e: setup  ## the whole road, kills and the real server: minutes each
-	@python -m pytest -m e2e
 
 check: setup  ## format, lint, types, import contracts, fast tests
 	@ruff format --check .

@@ -53,6 +53,11 @@ class Project:
         """Output of a stage of the line `tiny`, run without DVC."""
         return self.run(sys.executable, "-m", f"pipelines.{name}", "tiny")
 
+    def commit(self, *paths: str) -> None:
+        """Commit what changed under `paths`."""
+        self.run("git", "add", *paths)
+        self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "change")
+
     def configure(self, **overrides: object) -> None:
         """Write params.yaml: the project's own with `tiny` as its only line."""
         params = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -71,10 +76,9 @@ def make_project(root: Path) -> Project:
             shutil.copy(ROOT / name, root / name)
     project = Project(root)
     project.configure()
-    _photographs(root / "data/raw/tiny")
     project.run("git", "init", "-q")
-    project.run("git", "add", "-A")
-    project.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "copy")
+    project.commit(".")
+    _photographs(root / "data/raw/tiny")
     return project
 
 
