@@ -76,9 +76,9 @@ def make_project(root: Path) -> Project:
             shutil.copy(ROOT / name, root / name)
     project = Project(root)
     project.configure()
-    _photographs(root / "data/raw/tiny")
     project.run("git", "init", "-q")
     project.commit(".")
+    _photographs(root / "data/raw/tiny")
     return project
 
 
