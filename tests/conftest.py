@@ -1,6 +1,7 @@
 """One tiny real product line for all tests, built once a session: 60 photographs, features, bundle."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,18 @@ import torch
 
 from tests import tiny_line
 from wtflow.data.shards import FeatureShards
+from wtflow.training import be_deterministic
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+be_deterministic()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Stages set the threads of their process, and another number of them rounds otherwise."""
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
