@@ -26,7 +26,7 @@ from benchmarks.report import Claim, at_least, at_most, parse_no_arguments, publ
 from pipelines.lines import line_params
 from wtflow.artefact import read_json
 from wtflow.bundle import load_bundle
-from wtflow.data.shards import FeatureShards, part_name, seal
+from wtflow.data.shards import REJECTED, FeatureShards, part_name, seal
 from wtflow.scoring.calibration import Calibration, calibrate
 from wtflow.scoring.metrics import auroc
 from wtflow.training import TrainingState, TrainParams, be_deterministic, finish, start, train
@@ -140,7 +140,8 @@ def _random_split(line: str, params: TrainParams) -> dict[str, Any]:
     for shards, first in ((fit, 0), (test, offset)):
         for number in range(shards.header["partitions"]):
             (folder / part_name(first + number)).symlink_to(shards.folder / part_name(number))
-    (folder / "backbone.safetensors").symlink_to(fit.folder / "backbone.safetensors")
+    for name in ("backbone.safetensors", REJECTED):
+        (folder / name).symlink_to(fit.folder / name)
     moved = test.index.set_column(
         test.index.schema.get_field_index("partition"), "partition", pc.add(test.index["partition"], offset)
     )
