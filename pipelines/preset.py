@@ -1,17 +1,20 @@
 """Lay a preset over a product line: `python -m pipelines.preset LINE NAME` writes it into params.yaml.
 
-A preset, presets/<name>.yaml, is a line's overrides of `extract` and `train`. Keys that no preset sets stay as the line has
-them, those that one sets are the preset's; `default` takes them away. Comments stay, and nothing is written that a
+A preset, presets/<name>.yaml, is a line's overrides of `extract` and `train`. Keys that no preset sets stay as the line
+has them, those that one sets are the preset's; `default` takes them away. Comments stay, and nothing is written that a
 stage would refuse.
 """
 
 import argparse
 import io
+import json
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+from rich.console import Console
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
@@ -40,20 +43,32 @@ def main(line: str, name: str) -> None:
     check(before, line, wanted)
     changes = list(changed(before["lines"][line], wanted))
     if not changes:
-        print(f"{line} has preset {name} already: nothing to change.")  # noqa: T201
+        say(f"{line} has preset {name} already: nothing to change.")
         return
     write(line, wanted)
-    print("\n".join([f"lines.{line} of {PARAMS_FILE}:", *(f"  {change}" for change in changes)]))  # noqa: T201
-    print(f"Next: dvc repro register@{line}    (to go back: python -m pipelines.preset {line} {DEFAULT})")  # noqa: T201
+    say(f"lines.{line} of {PARAMS_FILE}:", *(f"  {change}" for change in changes))
+    back = "" if name == DEFAULT else f"    (to go back: python -m pipelines.preset {line} {DEFAULT})"
+    say(f"Next: dvc repro register@{line}{back}")
+
+
+def say(*lines: str) -> None:
+    """Print as it is."""
+    Console().print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
 def read_presets(folder: Path = FOLDER) -> dict[str, Mapping[str, Any]]:
     """Overrides by preset, `default` first, which has none."""
     presets: dict[str, Mapping[str, Any]] = {DEFAULT: {}}
     for path in sorted(folder.glob("*.yaml")):
-        values = YAML(typ="safe").load(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise WTFlowError(f"{path}: not valid YAML: {error}") from None
         if not isinstance(values, Mapping) or set(values) - set(STAGES):
             raise WTFlowError(f"{path}: holds a mapping of {' and '.join(STAGES)}, nothing else. Move other keys out.")
+        for stage, section in values.items():
+            if not isinstance(section, Mapping):
+                raise WTFlowError(f"{path}: {stage} holds {section!r}, not settings. Write them below it, indented.")
         presets[path.stem] = values
     return presets
 
@@ -103,22 +118,23 @@ def check(params: Mapping[str, Any], line: str, sections: Mapping[str, Any]) -> 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """A line of text for each override that comes, goes or changes."""
-    old, new = ({key: _at(tree, key) for key in leaves(tree)} for tree in (before, after))
+    old, new = ({key: json.dumps(_at(tree, key)) for key in leaves(tree)} for tree in (before, after))
     for key in sorted(old.keys() | new.keys()):
+        name = ".".join(key)
         if key not in old:
-            yield f"+ {'.'.join(key)}: {new[key]}"
+            yield f"+ {name}: {new[key]}"
         elif key not in new:
-            yield f"- {'.'.join(key)}: {old[key]}"
+            yield f"- {name}: {old[key]}"
         elif old[key] != new[key]:
-            yield f"  {'.'.join(key)}: {old[key]} -> {new[key]}"
+            yield f"  {name}: {old[key]} -> {new[key]}"
 
 
 def write(line: str, sections: Mapping[str, Any], path: Path = PARAMS_FILE) -> None:
     """Set the line's `extract` and `train`; the rest of the file stays as it is, to the letter where YAML allows."""
-    yaml = YAML()
-    yaml.width, yaml.preserve_quotes = 4096, True
-    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null"))
-    params = yaml.load(path.read_text(encoding="utf-8"))
+    editor = YAML()
+    editor.width, editor.preserve_quotes = 4096, True
+    editor.representer.add_representer(type(None), _null)
+    params = editor.load(path.read_text(encoding="utf-8"))
     target = params["lines"][line]
     for stage in STAGES:
         target[stage] = _commented(sections[stage])
@@ -127,7 +143,7 @@ def write(line: str, sections: Mapping[str, Any], path: Path = PARAMS_FILE) -> N
     elif not any(target.values()):
         target.fa.set_flow_style()
     text = io.StringIO()
-    yaml.dump(params, text)
+    editor.dump(params, text)
     with replacing(path) as draft:
         draft.write_text(text.getvalue(), encoding="utf-8")
         read_params(draft)
@@ -139,6 +155,10 @@ def _commented(values: Mapping[str, Any]) -> CommentedMap:
     nested = any(isinstance(value, Mapping) for value in values.values())
     (result.fa.set_block_style if nested else result.fa.set_flow_style)()
     return result
+
+
+def _null(dumper: Any, _: None) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
 def _at(values: Mapping[str, Any], key: Key) -> Any:

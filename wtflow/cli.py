@@ -6,6 +6,7 @@ is not right, which is explained; 2 for a command that is not understood.
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -185,6 +186,7 @@ def described(bundle: Bundle) -> dict[str, Any]:
             **asdict(cost.milliseconds(detector)),
             "measured": f"one image, one thread, median of {cost.REPEATS}, on this machine: {cost.machine()}",
         },
+        "cpu_ms": {**asdict(cost.milliseconds(detector, time.thread_time)), "measured": "the same, waiting left out"},
         "calibration": {
             "images": len(calibration.scores),
             "target_fpr": calibration.target_fpr,
