@@ -1,4 +1,4 @@
-"""What each preset costs: parameters, operations, bytes, memory, time, of untrained weights: training changes none of it.
+"""What each preset costs: parameters, operations, bytes, memory, time. Measured with untrained weights.
 
 `wtflow inspect` of an untrained bundle, in a process of its own. The largest needs about 10 GB of memory and 7 GB of
 disk; a network whose weights would come from the hub gets random ones.

@@ -22,12 +22,12 @@ from pipelines.lines import PARAMS_FILE, known_line, read_params
 from wtflow.artefact import replacing
 from wtflow.errors import WTFlowError
 from wtflow.features.extract import ExtractParams
-from wtflow.params import merged
+from wtflow.params import Section, merged
 from wtflow.training import TrainParams
 
 FOLDER = Path("presets")
 DEFAULT = "default"
-STAGES = {"extract": ExtractParams, "train": TrainParams}
+STAGES: dict[str, type[Section]] = {"extract": ExtractParams, "train": TrainParams}
 
 Key = tuple[str, ...]
 
