@@ -1,0 +1,183 @@
+"""Lay a preset over a product line: `python -m pipelines.preset LINE NAME` writes it into params.yaml.
+
+A preset, presets/<name>.yaml, is a line's overrides of `extract` and `train`. Keys that no preset sets stay as the line
+has them, those that one sets are the preset's; `default` takes them away. Comments stay, and nothing is written that a
+stage would refuse.
+"""
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from pipelines.lines import PARAMS_FILE, known_line, read_params
+from wtflow.artefact import replacing
+from wtflow.errors import WTFlowError
+from wtflow.features.extract import ExtractParams
+from wtflow.params import Section, merged
+from wtflow.training import TrainParams
+
+FOLDER = Path("presets")
+DEFAULT = "default"
+STAGES: dict[str, type[Section]] = {"extract": ExtractParams, "train": TrainParams}
+
+Key = tuple[str, ...]
+
+
+def main(line: str, name: str) -> None:
+    """Write the preset, then say what changed and what to type next."""
+    before = read_params()
+    known_line(before, line)
+    presets = read_presets()
+    if name not in presets:
+        raise WTFlowError(f"{FOLDER}: no preset {name!r}. Known: {', '.join(presets)}.")
+    wanted = with_preset(before["lines"][line], presets, name)
+    check(before, line, wanted)
+    changes = list(changed(before["lines"][line], wanted))
+    if not changes:
+        say(f"{line} has preset {name} already: nothing to change.")
+        return
+    write(line, wanted)
+    say(f"lines.{line} of {PARAMS_FILE}:", *(f"  {change}" for change in changes))
+    back = "" if name == DEFAULT else f"    (to go back: python -m pipelines.preset {line} {DEFAULT})"
+    say(f"Next: dvc repro register@{line}{back}")
+
+
+def say(*lines: str) -> None:
+    """Print as it is."""
+    Console().print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+def read_presets(folder: Path = FOLDER) -> dict[str, Mapping[str, Any]]:
+    """Overrides by preset, `default` first, which has none."""
+    presets: dict[str, Mapping[str, Any]] = {DEFAULT: {}}
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise WTFlowError(f"{path}: not valid YAML: {error}") from None
+        if not isinstance(values, Mapping) or set(values) - set(STAGES):
+            raise WTFlowError(f"{path}: holds a mapping of {' and '.join(STAGES)}, nothing else. Move other keys out.")
+        for stage, section in values.items():
+            if not isinstance(section, Mapping):
+                raise WTFlowError(f"{path}: {stage} holds {section!r}, not settings. Write them below it, indented.")
+        presets[path.stem] = values
+    return presets
+
+
+def with_preset(sections: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
+    """A line's sections with the preset in place of any other one."""
+    owned = {key for preset in presets.values() for key in leaves(preset)}
+    own = {stage: without(sections[stage] or {}, owned, (stage,)) for stage in STAGES}
+    return {**sections, **merged(own, presets[name])}
+
+
+def without(values: Mapping[str, Any], owned: set[Key], place: Key) -> dict[str, Any]:
+    """`values` but for the keys in `owned`, and for groups that hold nothing else."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        here = (*place, key)
+        if isinstance(value, Mapping):
+            if inside := without(value, owned, here):
+                kept[key] = inside
+        elif here not in owned:
+            kept[key] = value
+    return kept
+
+
+def leaves(values: Mapping[str, Any], place: Key = ()) -> Iterator[Key]:
+    """Places of the values that are no groups."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, (*place, key))
+        else:
+            yield (*place, key)
+
+
+def check(params: Mapping[str, Any], line: str, sections: Mapping[str, Any]) -> None:
+    """Raise what the stages would raise for these sections of the line."""
+    for stage, section in STAGES.items():
+        values = merged(params.get(stage) or {}, sections[stage])
+        section.parse(values, where=f"{PARAMS_FILE}: {stage} (with lines.{line}.{stage})")
+    kept = merged(params["extract"], sections["extract"])["backbone"]["levels"]
+    used = merged(params["train"], sections["train"])["fusion"]["levels"]
+    if set(used) - set(kept):
+        raise WTFlowError(
+            f"{PARAMS_FILE}: train.fusion.levels {used} of {line} are not all in extract.backbone.levels {kept}. "
+            "Add the missing ones there."
+        )
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """A line of text for each override that comes, goes or changes."""
+    old, new = ({key: json.dumps(_at(tree, key)) for key in leaves(tree)} for tree in (before, after))
+    for key in sorted(old.keys() | new.keys()):
+        name = ".".join(key)
+        if key not in old:
+            yield f"+ {name}: {new[key]}"
+        elif key not in new:
+            yield f"- {name}: {old[key]}"
+        elif old[key] != new[key]:
+            yield f"  {name}: {old[key]} -> {new[key]}"
+
+
+def write(line: str, sections: Mapping[str, Any], path: Path = PARAMS_FILE) -> None:
+    """Set the line's `extract` and `train`; the rest of the file stays as it is, to the letter where YAML allows."""
+    editor = YAML()
+    editor.width, editor.preserve_quotes = 4096, True
+    editor.representer.add_representer(type(None), _null)
+    params = editor.load(path.read_text(encoding="utf-8"))
+    target = params["lines"][line]
+    for stage in STAGES:
+        target[stage] = _commented(sections[stage])
+    if any(sections[stage] for stage in STAGES):
+        target.fa.set_block_style()
+    elif not any(target.values()):
+        target.fa.set_flow_style()
+    text = io.StringIO()
+    editor.dump(params, text)
+    with replacing(path) as draft:
+        draft.write_text(text.getvalue(), encoding="utf-8")
+        read_params(draft)
+
+
+def _commented(values: Mapping[str, Any]) -> CommentedMap:
+    """Groups in block style, those without groups on one line."""
+    result = CommentedMap({key: _commented(one) if isinstance(one, Mapping) else one for key, one in values.items()})
+    nested = any(isinstance(value, Mapping) for value in values.values())
+    (result.fa.set_block_style if nested else result.fa.set_flow_style)()
+    return result
+
+
+def _null(dumper: Any, _: None) -> Any:
+    return dumper.represent_scalar("tag:yaml.org,2002:null", "null")
+
+
+def _at(values: Mapping[str, Any], key: Key) -> Any:
+    for part in key:
+        values = values[part]
+    return values
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.preset",
+        description=__doc__,
+        epilog="example: python -m pipelines.preset solar-mono edge",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("line", metavar="LINE", help="a product line: a key of `lines` in params.yaml")
+    parser.add_argument("name", metavar="NAME", help=f"a file of {FOLDER}/ without its suffix, or {DEFAULT}")
+    arguments = parser.parse_args()
+    try:
+        main(arguments.line, arguments.name)
+    except WTFlowError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,167 @@
+import asyncio
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from serving.scorer import LineScorer, loaded_line
+from tests.guards.closure import ROOT
+from wtflow.bundle import load_bundle
+from wtflow.cli import app
+from wtflow.data.shards import FeatureShards
+
+SOME = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_raw: Path, tiny_test: FeatureShards, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as a user has it: photographs, in a sub-folder too, and other files. Not to be changed."""
+    root = tmp_path_factory.mktemp("photographs")
+    (root / "night").mkdir()
+    for number, path in enumerate(tiny_test.index["path"].to_pylist()[:SOME]):
+        shutil.copyfile(tiny_raw / path, root / ("night" if number % 2 else ".") / f"cell {number} [a].png")
+    (root / "notes.txt").write_text("not a photograph")
+    (root / ".hidden.png").write_bytes(b"")
+    return root
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    """Exit status, standard output and error of `wtflow`, in this process."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout, done.stderr
+
+
+def score(*arguments: str | Path) -> tuple[int, str, str]:
+    """`wtflow score` on the one thread that the tests run on."""
+    return run("score", "--threads", "1", *arguments)
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_json_lines_say_what_the_service_says(tiny_bundle: Path, folder: Path) -> None:
+    status, out, err = score(tiny_bundle, folder, "--json")
+    assert (status, err) == (0, "")
+    said = lines(out)
+    assert [Path(str(one.pop("path"))) for one in said] == sorted(folder.rglob("cell*.png"))
+    service = LineScorer(loaded_line(load_bundle(tiny_bundle), "tiny", "wtflow-tiny", 1))
+    for one, path in zip(said, sorted(folder.rglob("cell*.png")), strict=True):
+        reply = asyncio.run(service.score(path.read_bytes(), heatmap=False)).model_dump()
+        assert one.pop("score") == pytest.approx(reply["score"], rel=0, abs=1e-5)
+        assert one == {key: reply[key] for key in ("p_value", "threshold", "is_anomalous", "needs_review")}
+    assert len(said) == SOME
+
+
+def test_the_table_names_every_image_and_its_verdict(tiny_bundle: Path, folder: Path) -> None:
+    status, out, err = score(tiny_bundle, *sorted(folder.rglob("cell*.png")))
+    assert (status, err) == (0, "")
+    for one in lines(score(tiny_bundle, folder, "--json")[1]):
+        (row,) = [row for row in out.splitlines() if Path(str(one["path"])).name in row]
+        assert f"{one['score']:.4f}" in row
+        assert ("anomalous" in row) == one["is_anomalous"]
+
+
+def test_the_others_are_scored_after_a_bad_image(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    good = next(folder.glob("cell*.png"))
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:200])
+    (tmp_path / "text.png").write_text("hello")
+    asked = [tmp_path / "cut.png", tmp_path / "gone.png", tmp_path / "text.png", good]
+    status, out, err = score(tiny_bundle, *asked, "--json")
+    assert status == 1
+    assert [one.get("reason") for one in lines(out)] == ["truncated", "unreadable", "not_an_image", None]
+    for path in asked[:3]:
+        assert f"error: {path}: " in err
+    assert "3 of 4 images could not be scored" in err
+    status, out, err = score(tiny_bundle, *asked)
+    assert (status, good.name in out, "text.png" in out) == (1, True, False)
+
+
+def test_an_overlay_is_the_services_heat_map(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    wide = tmp_path / "wide.png"
+    Image.open(next(folder.glob("cell*.png"))).resize((120, 70)).save(wide)
+    assert score(tiny_bundle, folder, wide, "--overlay", tmp_path / "heat")[0] == 0
+    written = sorted(path.relative_to(tmp_path / "heat") for path in (tmp_path / "heat").rglob("*") if path.is_file())
+    names = [path.relative_to(folder) for path in folder.rglob("cell*.png")] + [Path("wide.png")]
+    assert written == sorted(name.with_name(f"{name.name}.overlay.png") for name in names)
+    service = LineScorer(loaded_line(load_bundle(tiny_bundle), "tiny", "wtflow-tiny", 1))
+    heatmap = asyncio.run(service.score(wide.read_bytes(), heatmap=True)).heatmap
+    assert heatmap is not None
+    pixels = [np.asarray(Image.open(BytesIO(data))) for data in (base64.b64decode(heatmap), overlay_of(wide, tmp_path))]
+    assert pixels[0].shape == (70, 120, 3)
+    np.testing.assert_array_equal(*pixels)
+    # the overlays do not become photographs when the folder is scored again
+    assert len(lines(score(tiny_bundle, tmp_path, "--json")[1])) == 1
+
+
+def overlay_of(path: Path, root: Path) -> bytes:
+    return (root / "heat" / f"{path.name}.overlay.png").read_bytes()
+
+
+def test_two_overlays_do_not_overwrite_each_other(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    same = tmp_path / next(folder.glob("cell*.png")).name
+    shutil.copyfile(next(folder.glob("cell*.png")), same)
+    status, out, err = score(tiny_bundle, folder, same, "--overlay", tmp_path / "heat")
+    assert (status, out) == (1, "")
+    assert "written to the same file" in err
+    assert not (tmp_path / "heat").exists()
+
+
+@pytest.mark.parametrize("command", ["score", "inspect"])
+def test_what_is_no_bundle_is_explained(command: str, folder: Path, tmp_path: Path) -> None:
+    image = [next(folder.glob("cell*.png"))] if command == "score" else []
+    for place in (tmp_path / "gone", folder / "notes.txt"):
+        status, out, err = run(command, place, *image)
+        assert (status, out) == (1, "")
+        assert err.startswith(f"error: {place}/bundle.json: ")
+        assert err.count("\n") == 1
+
+
+def test_a_folder_without_photographs_and_a_wrong_option_are_explained(tiny_bundle: Path, tmp_path: Path) -> None:
+    status, _, err = score(tiny_bundle, tmp_path)
+    assert (status, "no photograph in this folder" in err) == (1, True)
+    status, _, err = score(tiny_bundle, tmp_path, "--threads", "-1")
+    assert (status, "--threads" in err, "Traceback" in err) == (2, True, False)
+    status, _, err = run("score", tiny_bundle)
+    assert (status, "IMAGE" in err) == (2, True)
+
+
+def test_inspect_says_what_the_bundle_is(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    status, out, _ = run("inspect", tiny_bundle, "--json")
+    assert status == 0
+    facts = json.loads(out)
+    assert (facts["line"], facts["digest"]) == ("tiny", bundle.digest)
+    assert facts["settings"] == bundle.config.model_dump(mode="json")
+    assert facts["provenance"] == bundle.provenance
+    assert facts["calibration"]["images"] == len(bundle.calibration.scores)
+    assert facts["calibration"]["threshold"] == bundle.calibration.threshold
+    assert facts["bytes"] == sum(path.stat().st_size for path in tiny_bundle.iterdir())
+    detector = bundle.detector()
+    for part, network in (("backbone", detector.backbone.network), ("field", detector.scorer.field)):
+        assert facts["parameters"][part] == sum(weight.numel() for weight in network.parameters())
+    assert min(facts["latency_ms"][part] for part in ("backbone", "head")) > 0
+    status, table, _ = run("inspect", tiny_bundle)
+    assert status == 0
+    assert bundle.digest in table
+    assert "on this machine" in table
+
+
+@pytest.mark.slow
+def test_it_is_a_program(tiny_bundle: Path, folder: Path) -> None:
+    command = [sys.executable, "-m", "wtflow.cli"]
+    helped = subprocess.run([*command, "score", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "wtflow score models/solar-mono cell.png" in helped.stdout
+    asked = [*command, "score", str(tiny_bundle), str(folder / "notes.txt")]
+    refused = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout, "Traceback" in refused.stderr) == (1, "", False)
+    assert "not_an_image" in refused.stderr

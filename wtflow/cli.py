@@ -1,0 +1,245 @@
+"""`wtflow`, or `python -m wtflow.cli`: score photographs with a bundle, and look at what a bundle is.
+
+Scores are the service's: the same detector, one photograph at a time. Exit status: 0; 1 after an image or a file that
+is not right, which is explained; 2 for a command that is not understood.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperGroup
+
+from wtflow import cost
+from wtflow.artefact import replacing
+from wtflow.bundle import Bundle, load_bundle
+from wtflow.data.images import decode
+from wtflow.data.tree import files, visible
+from wtflow.detector import Detector, Verdict
+from wtflow.errors import ImageError, WTFlowError
+from wtflow.scoring.anomaly_map import overlay
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+"""Which files of a folder are photographs. A file that is named itself is read whatever its name."""
+OVERLAY_SUFFIX = ".overlay.png"
+WIDTH = 160
+"""Columns of a table that goes to a file or a pipe."""
+
+
+class Commands(TyperGroup):
+    """Explains what a person can mend, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; a `WTFlowError`, or a file that the system refuses, ends it with status 1."""
+        try:
+            return super().invoke(ctx)
+        except WTFlowError as error:
+            typer.echo(f"error: {error}", err=True)
+        except OSError as error:
+            if error.filename is None:  # a closed pipe, which typer ends quietly
+                raise
+            typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        raise typer.Exit(1)
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Visual inspection with a trained bundle: the folder models/<line> after `make repro`, or a copy of it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, e.g. models/solar-mono.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="For programs: JSON instead of a table.")]
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A file to score."""
+
+    path: Path
+    name: str
+    """Below the folder that was asked for, so that its overlay can be found again."""
+
+
+@app.command(
+    epilog="\b\nexamples:\n"
+    "  wtflow score models/solar-mono cell.png\n"
+    "  wtflow score models/solar-mono photographs/ --overlay heat/\n"
+    "  wtflow score models/solar-mono photographs/ --json > verdicts.jsonl"
+)
+def score(
+    bundle: BundleArgument,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files, or folders of them.")],
+    json_lines: JsonOption = False,
+    overlays: Annotated[
+        Path | None,
+        typer.Option("--overlay", metavar="FOLDER", help="Write each photograph under its heat map to this folder."),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: all cores it may use.")] = 0,
+) -> None:
+    """Score photographs: score, p-value, decision. An image that cannot be read is reported, the others are scored."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    wanted = photographs(images)
+    targets = {} if overlays is None else overlay_paths(wanted, overlays)
+    detector = load_bundle(bundle).detector()
+    verdicts: list[tuple[Photograph, Verdict]] = []
+    bad = 0
+    console = Console(stderr=True)
+    for photograph in track(wanted, console=console, transient=True, disable=json_lines or not console.is_terminal):
+        try:
+            picture = decode(photograph.path.read_bytes(), detector.limits)
+        except (ImageError, OSError) as error:
+            bad += 1
+            _report(photograph, error, json_lines)
+            continue
+        verdict = detector.verdicts([picture])[0]
+        verdicts.append((photograph, verdict))
+        if json_lines:
+            typer.echo(json.dumps({"path": str(photograph.path), **said(verdict)}))
+        if overlays is not None:
+            _write_overlay(targets[photograph], picture, verdict, detector)
+    if verdicts and not json_lines:
+        _console().print(_verdict_table(verdicts))
+    if bad:
+        typer.echo(f"error: {bad} of {len(wanted)} images could not be scored", err=True)
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="\b\nexamples:\n"
+    "  wtflow inspect models/solar-mono\n"
+    "  wtflow inspect models/solar-mono --json | jq .latency_ms"
+)
+def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
+    """Say what a bundle is, where it comes from, and what a photograph costs with it on this machine."""
+    facts = described(load_bundle(bundle))
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    table = Table(title=f"{facts['line']}  {facts['digest'][:12]}", show_header=False)
+    for key, value in _flat(facts):
+        table.add_row(Text(key), Text(value, overflow="fold"))
+    _console().print(table)
+
+
+def photographs(places: Sequence[Path]) -> list[Photograph]:
+    """The files to score, those of a folder in order of their names. Raises for a folder without one."""
+    found = []
+    for place in places:
+        if not place.is_dir():
+            found.append(Photograph(place, place.name))
+            continue
+        inside = [
+            Photograph(place / name, name)
+            for name in filter(visible, files(place))
+            if name.lower().endswith(SUFFIXES) and not name.endswith(OVERLAY_SUFFIX)
+        ]
+        if not inside:
+            raise WTFlowError(f"{place}: no photograph in this folder. Looked for: {', '.join(SUFFIXES)}.")
+        found += inside
+    return found
+
+
+def overlay_paths(wanted: Sequence[Photograph], folder: Path) -> dict[Photograph, Path]:
+    """Where each overlay goes. Raises when two would go to the same place."""
+    taken: dict[Path, Photograph] = {}
+    for photograph in wanted:
+        first = taken.setdefault(folder / f"{photograph.name}{OVERLAY_SUFFIX}", photograph)
+        if first != photograph:
+            raise WTFlowError(
+                f"--overlay: {first.path} and {photograph.path} would be written to the same file. "
+                "Name the folder that holds both, or score them one after the other."
+            )
+    return {photograph: path for path, photograph in taken.items()}
+
+
+def said(verdict: Verdict) -> dict[str, Any]:
+    """A verdict's figures, named as in the service's reply."""
+    fields = ("score", "p_value", "threshold", "is_anomalous", "needs_review")
+    return {field: getattr(verdict, field) for field in fields}
+
+
+def described(bundle: Bundle) -> dict[str, Any]:
+    """What `inspect` says, as plain values."""
+    detector, calibration = bundle.detector(), bundle.calibration
+    parameters, operations = cost.parameters(detector), cost.multiply_accumulates(detector)
+    return {
+        "line": bundle.provenance.get("line"),
+        "digest": bundle.digest,
+        "bytes": sum(file.stat().st_size for file in bundle.path.iterdir()),
+        "parameters": {"backbone": parameters.backbone, "field": parameters.head},
+        "gmac_per_image": {part: value / 1e9 for part, value in asdict(operations).items()},
+        "latency_ms": {
+            **asdict(cost.milliseconds(detector)),
+            "measured": f"one image, one thread, median of {cost.REPEATS}, on this machine: {cost.machine()}",
+        },
+        "cpu_ms": {**asdict(cost.milliseconds(detector, time.thread_time)), "measured": "the same, waiting left out"},
+        "calibration": {
+            "images": len(calibration.scores),
+            "target_fpr": calibration.target_fpr,
+            "threshold": calibration.threshold,
+            "review_fpr": calibration.review_fpr,
+            "review_threshold": calibration.review_threshold,
+            "pixel_threshold": calibration.pixel_threshold,
+        },
+        "settings": bundle.config.model_dump(mode="json"),
+        "provenance": bundle.provenance,
+    }
+
+
+def _report(photograph: Photograph, error: ImageError | OSError, json_lines: bool) -> None:
+    reason, message = (
+        (error.reason, str(error)) if isinstance(error, ImageError) else ("unreadable", error.strerror or str(error))
+    )
+    if json_lines:
+        typer.echo(json.dumps({"path": str(photograph.path), "reason": reason, "message": message}))
+    typer.echo(f"error: {photograph.path}: {reason}: {message}", err=True)
+
+
+def _write_overlay(path: Path, picture: Image.Image, verdict: Verdict, detector: Detector) -> None:
+    with replacing(path) as draft:
+        overlay(picture, verdict.anomaly_map, detector.calibration.pixel_threshold).save(draft, format="PNG")
+
+
+def _verdict_table(verdicts: Sequence[tuple[Photograph, Verdict]]) -> Table:
+    table = Table(caption=f"anomalous above the threshold, {verdicts[0][1].threshold:.4f}")
+    table.add_column("image", overflow="fold")
+    for column in ("score", "p-value"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    for photograph, verdict in verdicts:
+        word = "anomalous" if verdict.is_anomalous else "review" if verdict.needs_review else "normal"
+        style = {"anomalous": "bold red", "review": "yellow", "normal": ""}[word]
+        name = Text(str(photograph.path))
+        table.add_row(name, f"{verdict.score:.4f}", f"{verdict.p_value:.4f}", Text(word, style))
+    return table
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + key, f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+if __name__ == "__main__":
+    app()
