@@ -30,11 +30,12 @@ def detector() -> Detector:
 
 
 def test_the_heads_operations_are_those_of_its_matrices(detector: Detector) -> None:
-    """Whitening, then the field; what depends on the time alone was worked out when the head was frozen."""
+    """Resizing, whitening, the field, the energy; what depends on the time alone was worked out when it was frozen."""
     places = MAP_SIZE[0] * MAP_SIZE[1]
+    resizing = CHANNELS * places * sum(MAP_SIZE)
     whitening = places * CHANNELS * COMPONENTS
     field = places * (2 * COMPONENTS * WIDTH + DEPTH * 2 * WIDTH * 2 * WIDTH)
-    assert cost.multiply_accumulates(detector).head == whitening + field
+    assert cost.multiply_accumulates(detector).head == resizing + whitening + field + places * COMPONENTS
 
 
 def test_the_backbones_operations_grow_with_the_image(detector: Detector) -> None:

@@ -13,7 +13,7 @@ from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
 from wtflow.flow.loss import time_weight
-from wtflow.training import Epoch, Place, TrainingState, learning_rate, start, train
+from wtflow.training import Epoch, Place, TrainingState, finish, learning_rate, start, train
 
 
 class Stop(Exception):
@@ -35,9 +35,9 @@ class Recorded(nn.Module):
         super().__init__()
         self.network, self.seen = network, []
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        self.seen.append((x.detach().clone(), t.clone()))
-        return self.network(x, t)
+    def forward(self, x: Tensor, t: Tensor, *place: Tensor) -> Tensor:
+        self.seen.append((x.detach().clone(), t.clone(), *place))
+        return self.network(x, t, *place)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_every_epoch_sees_every_training_image_once_and_no_other(tiny_fit: Featu
     watched.__dict__["asked"].clear()
     train(state, watched, params)
     rows, asked = tiny_fit.rows(split="train"), watched.__dict__["asked"]
-    steps = -(-len(rows) // params.batch_size)
+    steps = -(-len(rows) // params.batches.images)
     epochs = [sum(asked[start : start + steps], []) for start in range(0, len(asked), steps)]
     assert len(epochs) == 3
     assert all(Counter(epoch) == Counter(rows) for epoch in epochs)
@@ -148,10 +148,19 @@ def test_every_epoch_sees_every_training_image_once_and_no_other(tiny_fit: Featu
 
 
 @pytest.mark.usefixtures("single_process_group")
+@pytest.mark.parametrize("kind", ["images", "places"])
 @pytest.mark.parametrize("coupling", ["independent", "location-wt", "batch-wt"])
-def test_two_workers_share_every_batch_with_its_times_and_noise(tiny_fit: FeatureShards, coupling: str) -> None:
+def test_two_workers_share_every_batch_with_its_times_and_noise(
+    tiny_fit: FeatureShards, coupling: str, kind: str
+) -> None:
     """Each rank's points, put together, are those that a single worker works on."""
-    params = train_params(epochs=1, coupling={"kind": coupling}, time={"kind": "singular"})
+    params = train_params(
+        epochs=1,
+        coupling={"kind": coupling},
+        time={"kind": "singular"},
+        batches={"kind": kind},
+        velocity={"kind": "location"},
+    )
     seen = {}
     for place in (Place(), Place(0, 2), Place(1, 2)):
         recorded: list[Recorded] = []
@@ -164,10 +173,11 @@ def test_two_workers_share_every_batch_with_its_times_and_noise(tiny_fit: Featur
         seen[place.rank, place.world_size] = recorded[0].seen
     assert len(seen[0, 1]) == len(seen[0, 2]) == len(seen[1, 2])
     for whole, *shares in zip(seen[0, 1], seen[0, 2], seen[1, 2], strict=True):
-        for item in (0, 1):  # points, times
+        for item in range(len(whole)):  # points, times, places
             for rank in (0, 1):
                 assert torch.equal(shares[rank][item], whole[item][rank::2])
-    assert sum(len(t) for _, t in seen[0, 1]) == len(tiny_fit.rows(split="train"))
+    samples = {"images": len(tiny_fit.rows(split="train")), "places": params.batches.steps * params.batches.places}
+    assert sum(len(x) for x, *_ in seen[0, 1]) == samples[kind]
 
 
 def test_the_constant_of_the_coupling_is_measured_on_the_training_images(tiny_fit: FeatureShards) -> None:
@@ -245,3 +255,15 @@ def test_a_saved_folder_may_be_saved_over(tiny_fit: FeatureShards, tmp_path: Pat
     again = start(tiny_fit, params)
     again.load(Path(moved))
     assert same(weights(again), weights(state))
+
+
+def test_a_balanced_score_counts_each_channel_in_units_of_what_training_images_leave(tiny_fit: FeatureShards) -> None:
+    params = train_params(score={"balance": "channel"})
+    scorer = finish(trained(tiny_fit, params), tiny_fit)
+    plain = finish(trained(tiny_fit, train_params()), tiny_fit)
+    assert torch.equal(plain.usual_C, torch.ones_like(plain.usual_C))
+    levels = tiny_fit.batch(tiny_fit.rows(split="train"))
+    # y^2 in units of its own mean has the mean 1 in every channel, so the energies' mean is a half
+    assert scorer(levels)[0].mean().item() == pytest.approx(0.5, abs=1e-4)
+    assert plain(levels)[0].mean().item() != pytest.approx(0.5, abs=1e-2)
+    assert scorer.usual_C.std() > 0.01

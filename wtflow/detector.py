@@ -23,7 +23,7 @@ from wtflow.flow.solver import SolverParams, euler
 from wtflow.flow.velocity import VelocityNet
 from wtflow.scoring.anomaly_map import enlarge
 from wtflow.scoring.calibration import Calibration
-from wtflow.scoring.density import ScoreParams, energy, scored, top_mean, usual_energy
+from wtflow.scoring.density import ScoreParams, energy, scored, top_mean, usual_square
 from wtflow.shapes import AnomalyMap, FeatureMap, ImageScores, Times
 
 
@@ -39,8 +39,7 @@ class Verdict:
     """Score above which an image is anomalous."""
     is_anomalous: bool
     anomaly_map: NDArray[np.float32]
-    """Energy for each place of the feature map, [H, W]; 0 in the well, unbounded above; with `score.balance: place` in
-    units of what normal images leave there."""
+    """Energy for each place of the feature map, [H, W]; 0 in the well, unbounded above."""
     needs_review: bool = False
     """Not anomalous, but near enough that a person should look: see `Calibration.needs_review`."""
 
@@ -50,8 +49,8 @@ class Scorer(nn.Module):
 
     c: Tensor
     """Constant of the coupling. One that is not exact is NaN until training has measured it or weights are loaded."""
-    usual_HW: Tensor
-    """What an energy is divided by: 1 everywhere, or what `learn_places` has found."""
+    usual_C: Tensor
+    """What the squares of y are divided by: 1, or what `learn_usual` has found."""
 
     def __init__(
         self, fusion: Fusion, field: VelocityNet, coupling: CouplingParams, solver: SolverParams, score: ScoreParams
@@ -62,7 +61,7 @@ class Scorer(nn.Module):
         self._fixed: list[FoldedField] = []  # in a list, so that its weights are not saved twice
         exact = build_coupling(coupling).c
         self.register_buffer("c", torch.tensor(math.nan if exact is None else exact))
-        self.register_buffer("usual_HW", torch.ones(fusion.size))
+        self.register_buffer("usual_C", torch.ones(fusion.channels))
 
     def freeze(self) -> "Scorer":
         """Evaluation mode for good, on the device it is on: one step asks the field folded at its time."""
@@ -71,28 +70,27 @@ class Scorer(nn.Module):
             self._fixed = [folded(self.field, self.solver.start)]
         return self
 
-    def learn_places(self, batches: Iterable[Mapping[int, Tensor]]) -> None:
-        """Set what normal images leave at each place, from features of the training images."""
-        total_HW, images = torch.zeros_like(self.usual_HW, dtype=torch.float64), 0
+    def learn_usual(self, batches: Iterable[Mapping[int, Tensor]]) -> None:
+        """Set what normal images leave in each channel, from features of the training images."""
+        total_C, places = torch.zeros_like(self.usual_C, dtype=torch.float64), 0
         for levels in batches:
-            energy_BHW = self._energy(levels)
-            total_HW += energy_BHW.double().sum(dim=0)
-            images += len(energy_BHW)
-        self.usual_HW.copy_(usual_energy(total_HW, images))
+            square_BCHW = self._transported(levels).double().square()
+            total_C += square_BCHW.sum(dim=(0, 2, 3))
+            places += square_BCHW[:, 0].numel()
+        self.usual_C.copy_(usual_square(total_C, places))
 
     @torch.inference_mode()
-    def _energy(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
+    def _transported(self, levels: Mapping[int, Tensor]) -> FeatureMap:
         def field(x_BCHW: FeatureMap, t_B: Times) -> FeatureMap:
             velocity_BCHW: Tensor = self._fixed[0](x_BCHW) if self._fixed else self.field(x_BCHW, t_B)
             return velocity_BCHW
 
-        step = step_size(self.c.item())
-        return energy(euler(field, self.fusion(levels), step, self.solver.steps, self.solver.start))
+        return euler(field, self.fusion(levels), step_size(self.c.item()), self.solver.steps, self.solver.start)
 
     @torch.inference_mode()
     def forward(self, levels: Mapping[int, Tensor]) -> tuple[AnomalyMap, ImageScores]:
         """Maps B x H x W on the scale of `ScoreParams`, and one score an image."""
-        map_BHW = scored(self._energy(levels) / self.usual_HW, self.params)
+        map_BHW = scored(energy(self._transported(levels), self.usual_C), self.params)
         height, width = (4 * side for side in map_BHW.shape[1:])
         return map_BHW, top_mean(enlarge(map_BHW, (height, width)), self.params.top_fraction)
 

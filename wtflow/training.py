@@ -1,30 +1,31 @@
 """Training the field of one product line: a plain loop that knows no cluster.
 
-Determinism: the order of the images, their times and their noise are functions of (seed, epoch, step) for the whole
-global batch, and every worker takes its own rows of it. Nothing random needs to be in a checkpoint, and a run that was
+Determinism: what a batch holds, its times and its noise are functions of (seed, epoch, step) for the whole global
+batch, and every worker takes its own rows of it. Nothing random needs to be in a checkpoint, and a run that was
 killed and resumed ends with the same weights as one that was not.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wtflow.artefact import read_json, save_tensors, sha256_file, write_json
+from wtflow.batches import READ_AT_ONCE, Batch, BatchParams, build_batches
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
 from wtflow.features.fusion import Fusion, FusionParams, build_fusion
-from wtflow.flow.coupling import CouplingParams, build_coupling, constant
+from wtflow.flow.coupling import Coupling, CouplingParams, build_coupling, constant
 from wtflow.flow.loss import LossParams, matching_loss, time_weight
-from wtflow.flow.path import TimeParams, interpolate, sample_times
+from wtflow.flow.path import PathSample, TimeParams, interpolate, sample_times
 from wtflow.flow.solver import SolverParams
 from wtflow.flow.velocity import VelocityParams, build_field
 from wtflow.params import Section
@@ -41,8 +42,7 @@ class TrainParams(Section):
     seed: Annotated[int, Field(ge=0)]
     """Of the weights, the order of images, times and noise."""
     epochs: Count
-    batch_size: Count
-    """Images a step over all workers together."""
+    batches: BatchParams
     learning_rate: Positive
     """Of AdamW at its highest: it rises over `warmup_fraction` of the steps and falls to 0 on a half cosine."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)]
@@ -56,6 +56,14 @@ class TrainParams(Section):
     score: ScoreParams
     calibration: CalibrationParams
 
+    @model_validator(mode="after")
+    def _places_suit_the_field(self) -> Self:
+        if self.batches.kind == "places" and self.velocity.kind != "location":
+            raise ValueError(
+                "batches.kind places is for velocity.kind location; a unet needs whole maps: batches.kind images"
+            )
+        return self
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -64,7 +72,7 @@ class Epoch:
     epoch: int
     """From 0."""
     loss: float
-    """Mean over the images of the weighted matching loss; about 1 + var(x0) for a field that knows nothing."""
+    """Mean over the samples of the weighted matching loss; about 1 + var(x0) for a field that knows nothing."""
     learning_rate: float
     """At the epoch's last step."""
 
@@ -125,7 +133,7 @@ def start(shards: FeatureShards, params: TrainParams) -> TrainingState:
     rows = shards.rows(split="train")
     torch.manual_seed(params.seed)
     fusion = build_fusion(params.fusion, shards.batch(rows[:1]), tuple(shards.header["backbone"]["image_size"]))
-    fusion.learn_statistics(shards.batches(rows, 32))
+    fusion.learn_statistics(shards.batches(rows, READ_AT_ONCE))
     network = build_field(params.velocity, fusion.channels, fusion.size)
     scorer = Scorer(fusion, network, params.coupling, params.solver, params.score)
     scorer.c.fill_(_measured_constant(fusion, shards, params))
@@ -151,30 +159,25 @@ def train(
     """
     state.scorer.to(place.device)
     network = wrap(state.scorer.field)
-    rows = shards.rows(split="train")
+    batches = build_batches(params.batches, shards, state.scorer.fusion, place.device, params.seed)
     coupling = build_coupling(params.coupling)
-    steps = math.ceil(len(rows) / params.batch_size)
     for epoch in range(len(state.history), params.epochs):
         network.train()
-        total = torch.zeros((), device=place.device)
-        for step, (batch, generator) in enumerate(_global_batches(len(rows), params, epoch)):
-            share = slice(place.rank, None, place.world_size)
-            rate = learning_rate(params, epoch * steps + step, params.epochs * steps)
+        total, samples = torch.zeros((), device=place.device), 0
+        for step, batch in enumerate(batches.epoch(epoch)):
+            rate = learning_rate(params, epoch * batches.steps + step, params.epochs * batches.steps)
             for group in state.optimiser.param_groups:
                 group["lr"] = rate
-            chosen = [rows[index] for index in batch.tolist()]
-            x0_BCHW = state.scorer.fusion(_to(shards.batch(chosen), place.device))
-            x1_BCHW = coupling.draw(x0_BCHW.cpu(), generator).to(place.device)
-            t_B = sample_times(len(chosen), params.time, generator).to(place.device)
-            sample = interpolate(x0_BCHW[share], x1_BCHW[share], t_B[share])
+            sample = _share(batch, coupling, params.time, place)
             with torch.autocast(place.device.type, torch.bfloat16, enabled=place.device.type == "cuda"):
                 loss_B = time_weight(sample.t_B, params.loss) * matching_loss(network, sample)
             state.optimiser.zero_grad(set_to_none=True)
             # the mean over the global batch, whatever the workers' shares: DDP averages over workers
-            (loss_B.sum() * (place.world_size / len(chosen))).backward()  # type: ignore[no-untyped-call]
+            (loss_B.sum() * (place.world_size / len(batch.x0_BCHW))).backward()  # type: ignore[no-untyped-call]
             state.optimiser.step()
             total += loss_B.detach().sum()
-        done = _finished(total, epoch, rate, len(rows), place)
+            samples += len(batch.x0_BCHW)
+        done = _finished(total, epoch, rate, samples, place)
         state.history.append(done)
         on_epoch(state, done)
     state.scorer.eval()
@@ -183,24 +186,35 @@ def train(
 def finish(state: TrainingState, shards: FeatureShards) -> Scorer:
     """The trained head, frozen, with what its score learns from the `train` images once the field is fixed."""
     scorer = state.scorer.freeze()
-    if scorer.params.balance == "place":
-        scorer.learn_places(shards.batches(shards.rows(split="train"), 32))
+    if scorer.params.balance == "channel":
+        scorer.learn_usual(shards.batches(shards.rows(split="train"), READ_AT_ONCE))
     return scorer
+
+
+def _share(batch: Batch, coupling: Coupling, times: TimeParams, place: Place) -> PathSample:
+    """This worker's rows of a global batch on the path: noise and times are drawn for all of it, on the CPU."""
+    x1_BCHW = coupling.draw(batch.x0_BCHW.cpu(), batch.generator).to(place.device)
+    t_B = sample_times(len(x1_BCHW), times, batch.generator).to(place.device)
+    share = slice(place.rank, None, place.world_size)
+    place_B = None if batch.place_B is None else batch.place_B[share]
+    return interpolate(batch.x0_BCHW[share], x1_BCHW[share], t_B[share], place_B)
 
 
 @torch.no_grad()
 def _measured_constant(fusion: Fusion, shards: FeatureShards, params: TrainParams) -> float:
-    """c over the batches of the first epoch; read from no file where it is exact."""
-    rows = shards.rows(split="train")
-    chosen = (batch.tolist() for batch, _ in _global_batches(len(rows), params, epoch=0))
-    batches = (fusion(shards.batch([rows[index] for index in batch])) for batch in chosen)
-    return constant(build_coupling(params.coupling), batches, torch.Generator().manual_seed(params.seed))
+    """c over the batches of the first epoch; nothing is read where it is exact."""
+    coupling = build_coupling(params.coupling)
+    if coupling.c is not None:
+        return coupling.c
+    batches = build_batches(params.batches, shards, fusion, torch.device("cpu"), params.seed)
+    chosen = (batch.x0_BCHW for batch in batches.epoch(0))
+    return constant(coupling, chosen, torch.Generator().manual_seed(params.seed))
 
 
-def _finished(total: Tensor, epoch: int, rate: float, images: int, place: Place) -> Epoch:
+def _finished(total: Tensor, epoch: int, rate: float, samples: int, place: Place) -> Epoch:
     if place.world_size > 1:
         torch.distributed.all_reduce(total)
-    loss = total.item() / images
+    loss = total.item() / samples
     if not math.isfinite(loss):
         raise WTFlowError(f"training: the loss of epoch {epoch} is {loss}. Lower train.learning_rate.")
     return Epoch(epoch, loss, rate)
@@ -212,19 +226,6 @@ def learning_rate(params: TrainParams, step: int, steps: int) -> float:
     if step < warmup:
         return params.learning_rate * (step + 1) / (warmup + 1)
     return params.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
-def _global_batches(count: int, params: TrainParams, epoch: int) -> Iterator[tuple[Tensor, torch.Generator]]:
-    """Every image once, in an order of its own each epoch, with the generator of that step's times and noise."""
-    generator = torch.Generator().manual_seed(params.seed * 1_000_003 + epoch)
-    for batch in torch.randperm(count, generator=generator).split(params.batch_size):  # type: ignore[no-untyped-call]
-        yield batch, generator
-
-
-def _to(levels: dict[int, Tensor], device: torch.device) -> dict[int, Tensor]:
-    if device.type != "cuda":
-        return levels
-    return {level: maps.pin_memory().to(device, non_blocking=True) for level, maps in levels.items()}
 
 
 def _flat(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from wtflow.errors import WTFlowError
-from wtflow.features.fusion import Fusion, FusionParams, build_fusion
+from wtflow.features.fusion import Fusion, FusionParams, build_fusion, resizing
 
 
 def levels(count: int = 3) -> dict[int, torch.Tensor]:
@@ -117,3 +117,18 @@ def test_a_dead_channel_stays_finite(norm: str) -> None:
 def test_a_level_that_was_not_extracted_is_named() -> None:
     with pytest.raises(WTFlowError, match=r"\[4\] were not extracted, only \[2, 3\]"):
         fusion((3, 4))
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize(("before", "after"), [((32, 32), (32, 32)), ((16, 12), (32, 30)), ((31, 32), (15, 16))])
+def test_a_matrix_an_axis_is_the_mean_and_the_resizing_of_torch(
+    before: tuple[int, int], after: tuple[int, int], smooth: bool
+) -> None:
+    map_BCHW = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = F.avg_pool2d(map_BCHW, 3, 1, 1, count_include_pad=False) if smooth else map_BCHW
+    if before > after:
+        wanted = F.adaptive_avg_pool2d(wanted, after)
+    elif before < after:
+        wanted = F.interpolate(wanted, after, mode="bilinear", align_corners=False)
+    rows, columns = (resizing(b, a, smooth, map_BCHW.device) for b, a in zip(before, after, strict=True))
+    torch.testing.assert_close(rows.double() @ map_BCHW @ columns.double().T, wanted, rtol=0, atol=1e-6)

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from wtflow.errors import WTFlowError
-from wtflow.scoring.density import ScoreParams, energy, scored, top_mean, usual_energy
+from wtflow.scoring.density import ScoreParams, energy, scored, top_mean, usual_square
 
 
 def test_energy_is_half_the_mean_square_over_channels() -> None:
     y = torch.tensor([[[[0.0, 1.0]], [[0.0, 3.0]]]], dtype=torch.float64)  # 1 x 2 x 1 x 2
-    assert energy(y).tolist() == [[[0.0, 0.5 * (1 + 9) / 2]]]
+    assert energy(y, torch.ones(2, dtype=torch.float64)).tolist() == [[[0.0, 0.5 * (1 + 9) / 2]]]
+    assert energy(y, torch.tensor([1.0, 3.0], dtype=torch.float64)).tolist() == [[[0.0, 0.5 * (1 + 9 / 3) / 2]]]
 
 
 def test_density_is_one_minus_the_proxy_and_keeps_the_order() -> None:
@@ -37,7 +38,6 @@ def test_a_share_outside_its_range_is_refused(fraction: float) -> None:
         ScoreParams.parse({"kind": "energy", "top_fraction": fraction}, "train.score")
 
 
-def test_a_place_s_usual_energy_is_drawn_to_the_mean_of_all() -> None:
-    maps = torch.tensor([[1.0, 3.0]])  # of one image; with 20 images' worth of the mean, 2
-    torch.testing.assert_close(usual_energy(maps, 1), torch.tensor([[41 / 21, 43 / 21]]))
-    torch.testing.assert_close(usual_energy(1e6 * maps, 10**6), maps, rtol=1e-4, atol=0)
+def test_usual_squares_are_means_and_never_near_zero() -> None:
+    assert usual_square(torch.tensor([8.0, 4.0]), 4).tolist() == [2.0, 1.0]
+    assert usual_square(torch.tensor([8.0, 0.0]), 4).tolist() == [2.0, pytest.approx(1e-3)]

@@ -1,9 +1,12 @@
 """Backbone levels -> x0, the tensor that the flow transports.
 
-{level: B x C_l x H_l x W_l} --3x3 mean--> --to one size--> --concatenate--> B x D x H x W --normalise--> x0_BCHW
+{level: B x C_l x H_l x W_l} --3x3 mean, to one size--> --concatenate--> B x D x H x W --normalise--> x0_BCHW
+
+The mean and the resizing are linear and work on rows and columns apart, so both are one matrix an axis: A map_HW A'.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Annotated, Literal
 
 import torch
@@ -44,15 +47,18 @@ class Fusion(nn.Module):
     mean_D11: Tensor
     std_D11: Tensor
     whitener_CD: Tensor
+    offset_C: Tensor
 
     def __init__(self, params: FusionParams, inputs: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.params, self.inputs, self.size = params, inputs, size
         self.channels = min(params.components, inputs) if params.norm == "whiten" else inputs
-        self.register_buffer("mean_D11", torch.zeros(inputs, 1, 1))
-        self.register_buffer("std_D11", torch.ones(inputs, 1, 1))
+        if params.norm == "channel":
+            self.register_buffer("mean_D11", torch.zeros(self.inputs, 1, 1))
+            self.register_buffer("std_D11", torch.ones(self.inputs, 1, 1))
         if params.norm == "whiten":
-            self.register_buffer("whitener_CD", torch.eye(self.channels, inputs))
+            self.register_buffer("whitener_CD", torch.eye(self.channels, self.inputs))
+            self.register_buffer("offset_C", torch.zeros(self.channels))
 
     def fuse(self, levels: Mapping[int, Tensor]) -> FeatureMap:
         """Levels brought to one size and concatenated: B x D x H x W, not yet normalised over the training split."""
@@ -61,13 +67,11 @@ class Fusion(nn.Module):
             map_BCHW = levels[level].float()
             if self.params.norm == "whiten":
                 map_BCHW = F.layer_norm(map_BCHW, map_BCHW.shape[1:], eps=1e-5)
-            if self.params.smooth:
-                map_BCHW = F.avg_pool2d(map_BCHW, 3, stride=1, padding=1, count_include_pad=False)
-            if map_BCHW.shape[-2] > self.size[0] or map_BCHW.shape[-1] > self.size[1]:
-                map_BCHW = F.adaptive_avg_pool2d(map_BCHW, self.size)
-            elif map_BCHW.shape[-2:] != self.size:
-                map_BCHW = F.interpolate(map_BCHW, self.size, mode="bilinear", align_corners=False)
-            maps.append(map_BCHW)
+            rows, columns = (
+                resizing(before, after, self.params.smooth, map_BCHW.device)
+                for before, after in zip(map_BCHW.shape[-2:], self.size, strict=True)
+            )
+            maps.append(rows @ map_BCHW @ columns.T)
         return torch.cat(maps, dim=1)
 
     def forward(self, levels: Mapping[int, Tensor]) -> FeatureMap:
@@ -75,13 +79,19 @@ class Fusion(nn.Module):
         x_BDHW = self.fuse(levels)
         if self.params.norm == "layer":
             return F.layer_norm(x_BDHW, x_BDHW.shape[1:], eps=1e-5)
-        x_BDHW = (x_BDHW - self.mean_D11) / self.std_D11
-        return F.conv2d(x_BDHW, self.whitener_CD[:, :, None, None]) if self.params.norm == "whiten" else x_BDHW
+        if self.params.norm == "channel":
+            return (x_BDHW - self.mean_D11) / self.std_D11
+        x_BNC = F.linear(x_BDHW.flatten(2).transpose(1, 2), self.whitener_CD, self.offset_C)
+        return x_BNC.transpose(1, 2).view(
+            len(x_BNC), -1, *self.size
+        )  # a place's channels side by side: what the field wants
 
     @torch.no_grad()
     def learn_statistics(self, batches: Iterable[Mapping[int, Tensor]]) -> None:
-        """Mean and standard deviation of the channels, and their principal components, over all places of all training
+        """Mean and standard deviation of the channels, or their principal components, over all places of all training
         images, summed in float64."""
+        if self.params.norm == "layer":
+            return
         count, total_D = 0, torch.zeros(self.inputs, dtype=torch.float64)
         product_DD = torch.zeros(self.inputs, self.inputs, dtype=torch.float64)
         for levels in batches:
@@ -92,12 +102,30 @@ class Fusion(nn.Module):
         mean_D = total_D / count
         covariance_DD = product_DD / count - torch.outer(mean_D, mean_D)
         std_D = covariance_DD.diagonal().clamp_min(0).sqrt().clamp_min(1e-6)
-        self.mean_D11.copy_(mean_D.view(-1, 1, 1))
-        self.std_D11.copy_(std_D.view(-1, 1, 1))
-        if self.params.norm == "whiten":
-            values_D, vectors_DD = torch.linalg.eigh(covariance_DD / torch.outer(std_D, std_D))
-            scale_D = (values_D.clamp_min(0) + RIDGE).rsqrt()
-            self.whitener_CD.copy_((vectors_DD * scale_D)[:, -self.channels :].T)
+        if self.params.norm == "channel":
+            self.mean_D11.copy_(mean_D.view(-1, 1, 1))
+            self.std_D11.copy_(std_D.view(-1, 1, 1))
+            return
+        values_D, vectors_DD = torch.linalg.eigh(covariance_DD / torch.outer(std_D, std_D))
+        scale_D = (values_D.clamp_min(0) + RIDGE).rsqrt()
+        whitener_CD = (vectors_DD * scale_D)[:, -self.channels :].T / std_D
+        self.whitener_CD.copy_(whitener_CD)
+        self.offset_C.copy_(-whitener_CD @ mean_D)
+
+
+@cache
+@torch.inference_mode(False)
+def resizing(before: int, after: int, smooth: bool, device: torch.device) -> Tensor:
+    """after x before: the mean over three places (two at an edge) if `smooth`; then the mean of those that fall
+    together, or the line between neighbours, pictures' edges aligned."""
+    matrix = torch.eye(before, dtype=torch.float64)[None]
+    if smooth:
+        matrix = F.avg_pool1d(matrix, 3, stride=1, padding=1, count_include_pad=False)
+    if before > after:
+        matrix = F.adaptive_avg_pool1d(matrix, after)
+    elif before < after:
+        matrix = F.interpolate(matrix, after, mode="linear", align_corners=False)
+    return matrix[0].T.float().contiguous().to(device)
 
 
 def build_fusion(params: FusionParams, levels: Mapping[int, Tensor], image_size: tuple[int, int]) -> Fusion:

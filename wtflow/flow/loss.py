@@ -1,19 +1,19 @@
 """The regression that trains the field (docs/equations.md, E4)."""
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
 from wtflow.flow.path import PathSample
-from wtflow.flow.velocity import VelocityField
 from wtflow.params import Section
-from wtflow.shapes import ImageScores, Times
+from wtflow.shapes import FeatureMap, ImageScores, Times
 
 
 class LossParams(Section):
-    """How much an image counts at its time."""
+    """How much a sample counts at its time."""
 
     weight: Literal["uniform", "near-data", "far-from-data"]
     """`uniform`: every time counts the same. The others are explained at `time_weight`."""
@@ -21,9 +21,11 @@ class LossParams(Section):
     """tau of the weights that are not uniform: the time where they bend, in units of t. 0.1 is a tenth of the path."""
 
 
-def matching_loss(field: VelocityField, sample: PathSample) -> ImageScores:
-    """Conditional flow matching: mean square over C, H, W of field(x_t, t) - velocity, one value an image."""
-    error_BCHW = field(sample.x_BCHW, sample.t_B) - sample.velocity_BCHW
+def matching_loss(field: Callable[..., FeatureMap], sample: PathSample) -> ImageScores:
+    """Conditional flow matching: mean square over C, H, W of field(x_t, t) - velocity, one value a sample. A field that
+    is asked at single places is told which."""
+    places = () if sample.place_B is None else (sample.place_B,)
+    error_BCHW = field(sample.x_BCHW, sample.t_B, *places) - sample.velocity_BCHW
     return error_BCHW.square().mean(dim=(1, 2, 3))
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from wtflow.params import Section
 from wtflow.shapes import FeatureMap, Times
@@ -30,15 +31,17 @@ class PathSample:
     x_BCHW: FeatureMap
     velocity_BCHW: FeatureMap
     t_B: Times
+    place_B: Tensor | None = None
+    """Of samples that are single places, 1 x 1: which place of the map each is."""
 
 
-def interpolate(x0_BCHW: FeatureMap, x1_BCHW: FeatureMap, t_B: Times) -> PathSample:
+def interpolate(x0_BCHW: FeatureMap, x1_BCHW: FeatureMap, t_B: Times, place_B: Tensor | None = None) -> PathSample:
     """Point (1 - t) x0 + t x1 and velocity x1 - x0 of the straight path.
 
     t in [0, 1], not clipped. The marginal field has Lipschitz constant 1/t: the singularity at the data end.
     """
     t_B111 = t_B.view(-1, 1, 1, 1)
-    return PathSample(torch.lerp(x0_BCHW, x1_BCHW, t_B111), x1_BCHW - x0_BCHW, t_B)
+    return PathSample(torch.lerp(x0_BCHW, x1_BCHW, t_B111), x1_BCHW - x0_BCHW, t_B, place_B)
 
 
 def sample_times(count: int, params: TimeParams, generator: torch.Generator) -> Times:

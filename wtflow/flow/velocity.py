@@ -75,10 +75,12 @@ class LocationNet(nn.Module):
         self.blocks = nn.ModuleList(LocationBlock(params.width) for _ in range(params.depth))
         self.leave = nn.Linear(params.width, channels)
 
-    def forward(self, x_BCHW: FeatureMap, t_B: Times) -> FeatureMap:
-        """Velocity at the points x and times t, for maps of the size that the network was built for."""
+    def forward(self, x_BCHW: FeatureMap, t_B: Times, place_B: Tensor | None = None) -> FeatureMap:
+        """Velocity at the points x and times t, for maps of the size that the network was built for, or for the single
+        places `place_B` of such maps, B x C x 1 x 1."""
         time_BT = time_embedding(t_B, self.width)
-        h_BNC = self.enter(x_BCHW.flatten(2).transpose(1, 2)) + self.place
+        place_BNC = self.place if place_B is None else self.place[place_B][:, None]
+        h_BNC = self.enter(x_BCHW.flatten(2).transpose(1, 2)) + place_BNC
         for block in self.blocks:
             h_BNC = block(h_BNC, time_BT)
         velocity_BCHW: Tensor = self.leave(h_BNC).transpose(1, 2).reshape(x_BCHW.shape)

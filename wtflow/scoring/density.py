@@ -15,26 +15,23 @@ class ScoreParams(Section):
 
     kind: Literal["energy", "density"]
     """`energy`: 0.5 mean_c y^2, the negative log of the density proxy. `density`: 1 - exp(-energy), the proxy."""
-    balance: Literal["none", "place"]
-    """`place`: a place's energy in units of what the training images leave there, so that a seam that every part has
-    does not drown a scratch beside it. `none`: the energy as it is."""
+    balance: Literal["none", "channel"]
+    """`channel`: each channel of y in units of what the training images leave there, so that one that is never emptied
+    does not drown the others. `none`: y as it is."""
     top_fraction: Annotated[float, Field(gt=0, le=1)]
     """The image score is the mean over this share of the image's places, the highest ones; in (0, 1]."""
 
 
-def energy(y_BCHW: FeatureMap) -> AnomalyMap:
-    """-log of the density proxy, up to a constant: half the mean square over the channels. 0 in the well."""
-    return 0.5 * y_BCHW.square().mean(dim=1)
+def energy(y_BCHW: FeatureMap, usual_C: Tensor) -> AnomalyMap:
+    """-log of the density proxy, up to a constant: half the mean over the channels of y^2 / usual. 0 in the well."""
+    energy_BHW: Tensor = torch.tensordot(y_BCHW.square(), 0.5 / (len(usual_C) * usual_C), dims=([1], [0]))
+    return energy_BHW
 
 
-SHRINKAGE = 20
-"""Images' worth of the whole map's mean that a place's usual energy is drawn towards: it matters for small lines."""
-
-
-def usual_energy(total_HW: Tensor, images: int) -> Tensor:
-    """H x W: what normal images leave at each place, from the sum of their maps, drawn towards the mean of all."""
-    mean = total_HW.mean() / images
-    return (total_HW + SHRINKAGE * mean) / (images + SHRINKAGE)
+def usual_square(total_C: Tensor, places: int) -> Tensor:
+    """C: mean of y^2 over so many places of normal images, at least a thousandth of the mean of all channels."""
+    usual_C = total_C / places
+    return usual_C.clamp_min(1e-3 * float(usual_C.mean()))
 
 
 def scored(energy_BHW: AnomalyMap, params: ScoreParams) -> AnomalyMap:
