@@ -119,7 +119,7 @@ class TrainingState:
 
 
 def be_deterministic() -> None:
-    """Have this process compute the same bits each time; fresh memory is not filled first, which costs a seventh."""
+    """Have this process compute the same bits each time. Fresh memory is not filled first: it would cost time."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
