@@ -12,8 +12,8 @@ from wtflow.training import TrainParams
 
 SHARED = ("benchmarks/peers/shared.py",)
 
-# Five minutes or more of processor time on solar-mono for whoever trains; the epochs follow from that. They take as long as
-# all others together, so that one seed has to do.
+# Five minutes or more of processor time on solar-mono for whoever trains; the epochs follow from that. They take as
+# long as all others together: one seed has to do.
 PEERS = (
     Method(
         "patchcore",
