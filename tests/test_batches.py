@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -81,6 +83,14 @@ def test_a_small_pool_holds_as_many_different_places_of_every_image(tiny_fit: Fe
     x0_INC = everything(tiny_fit, fusion)
     expected = x0_INC.gather(1, place_IK[:, :, None].expand(-1, -1, x0_INC.shape[2]))
     assert torch.equal(batches.pool_NC.view(images, 5, -1), expected)
+
+
+def test_a_small_line_gets_fewer_steps(tiny_fit: FeatureShards, fusion: Fusion) -> None:
+    images = len(tiny_fit.rows(split="train"))
+    small = params(pool=3 * images, places=16, steps=100, passes=2.0)
+    batches = build_batches(small, tiny_fit, fusion, CPU, seed=0)
+    assert batches.steps == math.ceil(2 * 3 * images / 16) == len(list(batches.epoch(0))) < 100
+    assert build_batches(small.model_copy(update={"steps": 2}), tiny_fit, fusion, CPU, seed=0).steps == 2
 
 
 def test_a_field_learns_from_places_what_it_is_asked_on_maps(tiny_fit: FeatureShards) -> None:

@@ -47,7 +47,7 @@ EXTRACT: dict[str, Any] = {
 TRAIN: dict[str, Any] = {
     "seed": 0,
     "epochs": 2,
-    "batches": {"kind": "images", "images": 8, "places": 64, "steps": 5, "rarity": 1.0, "pool": 10_000},
+    "batches": {"kind": "images", "images": 8, "places": 64, "steps": 5, "passes": 4.0, "rarity": 1.0, "pool": 10_000},
     "learning_rate": 0.003,
     "warmup_fraction": 0.05,
     "weight_decay": 0.01,

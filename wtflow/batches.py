@@ -35,7 +35,10 @@ class BatchParams(Section):
     places: Count
     """Places a step of `places`, which alone reads this and what follows."""
     steps: Count
-    """Steps an epoch of `places`: the same for a line of 20 images as for one of 20,000."""
+    """Steps an epoch of `places`, however many images there are."""
+    passes: Annotated[float, Field(gt=0)]
+    """An epoch of `places` draws each place at most so often, on average: a small line gets fewer steps, or it would be
+    learnt by heart."""
     rarity: Annotated[float, Field(ge=0)]
     """A place is drawn in proportion to (|x0|^2 / its mean)^rarity. 0: all alike. 1: what is twice as far from the mean
     of the line, in the square, is seen twice as often, so that the rare among the good is learnt too."""
@@ -89,12 +92,13 @@ class PlaceBatches:
     def __init__(
         self, params: BatchParams, shards: FeatureShards, fusion: Fusion, device: torch.device, seed: int
     ) -> None:
-        self.params, self.device, self.seed, self.steps = params, device, seed, params.steps
+        self.params, self.device, self.seed = params, device, seed
         rows = shards.rows(split="train")
         places = fusion.size[0] * fusion.size[1]
         kept = min(places, max(1, params.pool // len(rows)))
         self.pool_NC = torch.empty(kept * len(rows), fusion.channels, dtype=torch.float16)
         self.place_N = torch.empty(len(self.pool_NC), dtype=torch.int64)
+        self.steps = min(params.steps, math.ceil(params.passes * len(self.pool_NC) / params.places))
         self._fill(shards.batches(rows, READ_AT_ONCE), fusion, kept)
         self.pool_NC = self.pool_NC.to(device)
 
@@ -112,7 +116,7 @@ class PlaceBatches:
         self._edges_N = shares(torch.cat(squares), self.params.rarity).cumsum(0)
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """`steps` draws with replacement."""
+        """Draws with replacement."""
         generator = _generator(self.seed, number)
         for _ in range(self.steps):
             uniform_B = torch.rand(self.params.places, generator=generator, dtype=torch.float64)
