@@ -1,5 +1,6 @@
 """The paper's network, which no other test is large enough for."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from wtflow.params import merged
 from wtflow.scoring.calibration import calibrate
 from wtflow.training import TrainParams, finish, start, train
 
-WIDTH = 384
-"""Half the preset's: at 768 a step of AdamW needs 12.2 GB for the field alone. docs/operations.md."""
+WIDTH = int(os.environ.get("WTFLOW_TEST_PAPER_WIDTH", "384"))
+"""Half the preset's, unless asked: at 768 a step of AdamW needs 12.2 GB for the field alone. docs/operations.md."""
 TRAIN_IMAGES, CALIBRATE_IMAGES = 8, 6
 
 
