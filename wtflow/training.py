@@ -157,6 +157,7 @@ def train(
     for epoch in range(len(state.history), params.epochs):
         network.train()
         total = torch.zeros((), device=place.device)
+        first = torch.full((), steps, device=place.device)  # step whose loss was not finite; looked at once an epoch
         for step, (batch, generator) in enumerate(_global_batches(len(rows), params, epoch)):
             share = slice(place.rank, None, place.world_size)
             rate = learning_rate(params, epoch * steps + step, params.epochs * steps)
@@ -174,7 +175,12 @@ def train(
             (loss_B.sum() * (place.world_size / len(chosen))).backward()  # type: ignore[no-untyped-call]
             state.optimiser.step()
             total += loss_B.detach().sum()
-        done = _finished(total, epoch, rate, len(rows), place)
+            first = torch.where(loss_B.detach().sum().isfinite(), first, first.clamp(max=step))
+        loss = _over_workers(total, place, torch.distributed.ReduceOp.SUM) / len(rows)
+        if not math.isfinite(loss):
+            broken = int(_over_workers(first, place, torch.distributed.ReduceOp.MIN))
+            raise WTFlowError(_diverged(loss, epoch, broken, shards, rows, params))
+        done = Epoch(epoch, loss, rate)
         state.history.append(done)
         on_epoch(state, done)
     state.scorer.eval()
@@ -197,13 +203,25 @@ def _measured_constant(fusion: Fusion, shards: FeatureShards, params: TrainParam
     return constant(build_coupling(params.coupling), batches, torch.Generator().manual_seed(params.seed))
 
 
-def _finished(total: Tensor, epoch: int, rate: float, images: int, place: Place) -> Epoch:
+def _over_workers(value: Tensor, place: Place, how: "torch.distributed.ReduceOp.RedOpType") -> float:
     if place.world_size > 1:
-        torch.distributed.all_reduce(total)
-    loss = total.item() / images
-    if not math.isfinite(loss):
-        raise WTFlowError(f"training: the loss of epoch {epoch} is {loss}. Lower train.learning_rate.")
-    return Epoch(epoch, loss, rate)
+        torch.distributed.all_reduce(value, op=how)
+    return value.item()
+
+
+def _diverged(loss: float, epoch: int, step: int, shards: FeatureShards, rows: list[int], params: TrainParams) -> str:
+    """What to say, with the images of the batch where it began: their features, or the rate, are the cause."""
+    batches = [batch.tolist() for batch, _ in _global_batches(len(rows), params, epoch)]
+    images = shards.index.select(["image_id", "path"])
+    chosen = [rows[index] for index in batches[step]] if step < len(batches) else []
+    named = [f"  {row['image_id']}  {row['path']}" for row in images.take(chosen).to_pylist()]
+    return "\n".join(
+        [
+            f"training: the loss of epoch {epoch} is {loss}. Lower train.learning_rate, or look at the images of step "
+            f"{step}, where it began:",
+            *named,
+        ]
+    )
 
 
 def learning_rate(params: TrainParams, step: int, steps: int) -> float:
