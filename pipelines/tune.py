@@ -75,8 +75,9 @@ def search_name(line: str, params: TuneParams, base: dict[str, object], judged: 
     root = Path(__file__).parents[1]
     code = [*sorted((root / "wtflow").rglob("*.py")), Path(__file__).with_name("validation.py")]
     code.append(Path(__file__).parent / "adapters/ray_tune.py")
-    budgetless = params.model_dump(mode="json")
-    return f"{line}-{digest_of([budgetless, base, facts, [sha256_file(path) for path in code]])[:12]}"
+    return (
+        f"{line}-{digest_of([params.model_dump(mode='json'), base, facts, [sha256_file(path) for path in code]])[:12]}"
+    )
 
 
 def _features(line: str) -> Path:
