@@ -20,7 +20,7 @@ export DO_NOT_TRACK := true
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
-.PHONY: help setup lock repro preset serve test check fast-test format bench clean venv peers peers-venv
+.PHONY: help setup lock repro preset tune fleet serve test check fast-test format bench clean venv peers peers-venv
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,13 @@ repro: setup  ## the main job: fetch, prepare, extract, train, evaluate, registe
 preset: setup  ## make preset LINE=solar-mono PRESET=edge: lay presets/edge.yaml over a line; default takes it away
 	@test -n "$(LINE)" -a -n "$(PRESET)" || { echo "error: which line, which preset? Type: make preset LINE=<a line of params.yaml> PRESET=<one of: default $(basename $(notdir $(wildcard presets/*.yaml)))>" >&2; exit 2; }
 	@python -m pipelines.preset "$(LINE)" "$(PRESET)"
+
+tune: setup  ## make tune LINE=solar-mono: search settings of train for a line; APPLY=--apply writes the best to params.yaml
+	@test -n "$(LINE)" || { echo "error: which line? Type: make tune LINE=<a line of params.yaml>" >&2; exit 2; }
+	@python -m pipelines.tune "$(LINE)" $(APPLY)
+
+fleet: setup  ## train every stale line at once, on this machine or the cluster of RAY_ADDRESS; then make repro does the rest
+	@python -m pipelines.fleet
 
 serve: setup  ## score over HTTP on 127.0.0.1:8000 with every line that has a champion (Ctrl-C stops it)
 	@python -m serving.app

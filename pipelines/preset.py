@@ -118,7 +118,7 @@ def check(params: Mapping[str, Any], line: str, sections: Mapping[str, Any]) -> 
 
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """A line of text for each override that comes, goes or changes."""
-    old, new = ({key: json.dumps(_at(tree, key)) for key in leaves(tree)} for tree in (before, after))
+    old, new = ({key: json.dumps(at(tree, key)) for key in leaves(tree)} for tree in (before, after))
     for key in sorted(old.keys() | new.keys()):
         name = ".".join(key)
         if key not in old:
@@ -161,7 +161,7 @@ def _null(dumper: Any, _: None) -> Any:
     return dumper.represent_scalar("tag:yaml.org,2002:null", "null")
 
 
-def _at(values: Mapping[str, Any], key: Key) -> Any:
+def at(values: Mapping[str, Any], key: Key) -> Any:
     for part in key:
         values = values[part]
     return values

@@ -4,6 +4,8 @@ data/features/<line>/fit/ -> models/<line>/ (bundle), plots/<line>.csv (loss by 
 """
 
 import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,36 +30,74 @@ from wtflow.training import Epoch, TrainingState, TrainParams, finish
 
 SCORED_AT_ONCE = 32
 
+Fit = Callable[[str, Path, TrainParams, RunSettings, Callable[[Epoch], None]], TrainingState]
+"""Trains the run of a name on a folder of features: `ray_train.fit`, or another place with the same result."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out of a training."""
+
+    name: str
+    """Of the run: see `run_name`."""
+    digest: str
+    """Of the bundle."""
+    loss: float
+    calibration: Calibration
+
 
 def main(line: str) -> None:
     """Train `line` and write its bundle and loss curve."""
     settings = RunSettings()
     torch.set_num_threads(settings.cores())
     params = line_params(line, "train", TrainParams)
-    features = Path(f"data/features/{line}/fit")
-    shards = FeatureShards.open(features)
-    code = code_files()
-    facts = [params.model_dump(mode="json"), shards.digest, {path: sha256_file(Path(path)) for path in code}]
-    name = f"{line}-{digest_of(facts)[:12]}"
-    with TrainingRun(line, name, params) as tracked, progress(f"train {line}", params.epochs) as bar:
+    with progress(f"train {line}", params.epochs) as bar:
 
         def on_epoch(epoch: Epoch) -> None:
             bar.update(bar.task_ids[0], completed=epoch.epoch + 1, description=f"train {line} loss {epoch.loss:.4f}")
+
+        done = train_line(line, params, settings, ray_train.fit, on_epoch)
+    Console().print(
+        f"train {line}: {params.epochs} epochs, loss {done.loss:.4f}, threshold {done.calibration.threshold:.4f} "
+        f"for {done.calibration.target_fpr:.1%} false alarms from {len(done.calibration.scores)} normals; "
+        f"bundle {done.digest[:12]}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def train_line(
+    line: str, params: TrainParams, settings: RunSettings, fit: Fit, on_epoch: Callable[[Epoch], None]
+) -> Trained:
+    """Train by `fit`, calibrate, and write the bundle and the loss curve; followed in MLflow."""
+    features = features_folder(line)
+    shards = FeatureShards.open(features)
+    code = code_files()
+    name = run_name(line, params, shards, code)
+    with TrainingRun(line, name, params) as tracked:
+
+        def heard(epoch: Epoch) -> None:
+            on_epoch(epoch)
             tracked.log(epoch)
 
-        state = ray_train.fit(name, features, params, settings, on_epoch)
+        state = fit(name, features, params, settings, heard)
         scorer = finish(state, shards)
         calibration = calibrated(scorer, shards, params)
         digest = _write(line, params, shards, state, calibration, code)
         tracked.finish(digest)
     ray_train.forget(name, settings)
-    Console().print(
-        f"train {line}: {params.epochs} epochs, loss {state.history[-1].loss:.4f}, "
-        f"threshold {calibration.threshold:.4f} "
-        f"for {calibration.target_fpr:.1%} false alarms from {len(calibration.scores)} normals; bundle {digest[:12]}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    return Trained(name, digest, state.history[-1].loss, calibration)
+
+
+def features_folder(line: str) -> Path:
+    """Where a line's features for training are."""
+    return Path(f"data/features/{line}/fit")
+
+
+def run_name(line: str, params: TrainParams, shards: FeatureShards, code: Sequence[str]) -> str:
+    """The line, and a digest of everything that decides the result."""
+    facts = [params.model_dump(mode="json"), shards.digest, {path: sha256_file(Path(path)) for path in code}]
+    return f"{line}-{digest_of(facts)[:12]}"
 
 
 def calibrated(scorer: Scorer, shards: FeatureShards, params: TrainParams) -> Calibration:

@@ -24,6 +24,7 @@ from serving.resolve import Champion
 from serving.schema import LineInfo, ScoreReply
 from serving.service import ScoringService
 from serving.settings import ServeSettings
+from wtflow.errors import WTFlowError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -132,3 +133,15 @@ def build_application(champions: Sequence[Champion], settings: ServeSettings) ->
         ray_actor_options={"num_cpus": 0},
     )
     return gateway.bind(lines, settings)
+
+
+def build_champions(args: Mapping[str, str]) -> serve.Application:
+    """For a Serve config file: every line that has a champion, with the settings of the environment. Takes no `args`.
+
+    Raises `WTFlowError` where `python -m serving.app` ends with an error.
+    """
+    if args:
+        raise WTFlowError(
+            f"serving.deployment:build_champions takes no args, found {', '.join(args)}. Set WTFLOW_SERVE_*."
+        )
+    return build_application(resolve.champions(resolve.registry_uri()), ServeSettings.from_environment())

@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -36,12 +37,12 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 def test_a_sample_is_what_an_image_has_at_that_place(tiny_fit: FeatureShards, fusion: Fusion) -> None:
-    x0_INC = everything(tiny_fit, fusion)
+    x0_INC, rows = everything(tiny_fit, fusion), tiny_fit.rows(split="train")
     for batch in build_batches(params(), tiny_fit, fusion, CPU, seed=0).epoch(0):
         assert batch.place_B is not None
         assert batch.x0_BCHW.shape == (64, fusion.channels, 1, 1)
-        for x0_C, place in zip(batch.x0_BCHW[:, :, 0, 0], batch.place_B.tolist(), strict=True):
-            assert (x0_INC[:, place] == x0_C).all(dim=1).any()
+        image_B = torch.tensor([rows.index(row) for row in batch.row_B.tolist()])
+        assert torch.equal(batch.x0_BCHW[:, :, 0, 0].half(), x0_INC[image_B, batch.place_B])
 
 
 def test_epochs_differ_and_can_be_had_again_in_any_order(tiny_fit: FeatureShards, fusion: Fusion) -> None:
@@ -98,6 +99,22 @@ def test_a_field_learns_from_places_what_it_is_asked_on_maps(tiny_fit: FeatureSh
     state = trained(tiny_fit, train_params(epochs=8, **changes))
     assert state.history[-1].loss < 0.85 * state.history[0].loss
     assert state.scorer.field.get_parameter("place").abs().sum(dim=1).gt(0).all()
+
+
+def test_features_that_are_not_finite_are_named(tiny_fit: FeatureShards, fusion: Fusion) -> None:
+    row = tiny_fit.rows(split="train")[2]
+
+    class Spoilt(FeatureShards):
+        def batch(self, rows: Sequence[int]) -> dict[int, Tensor]:
+            levels = super().batch(rows)
+            if row in rows:
+                levels[2][list(rows).index(row), 0, 0, 0] = torch.inf
+            return levels
+
+    spoilt = Spoilt(tiny_fit.folder, tiny_fit.header, tiny_fit.index)
+    with pytest.raises(WTFlowError, match="not finite") as raised:
+        build_batches(params(), spoilt, fusion, CPU, seed=0)
+    assert str(raised.value).splitlines()[1:] == [f"  {tiny_fit.index['image_id'][row]}  {tiny_fit.index['path'][row]}"]
 
 
 def test_a_unet_cannot_learn_from_single_places() -> None:

@@ -231,6 +231,36 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_fit: FeatureShards) -> Non
     assert epochs == []
 
 
+class BreaksAt(nn.Module):
+    """Answers NaN for one image of one step."""
+
+    def __init__(self, network: nn.Module, step: int) -> None:
+        super().__init__()
+        self.network, self.left = network, step
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        velocity: Tensor = self.network(x, t)
+        self.left -= 1
+        return velocity + (
+            torch.tensor([float("nan")] + [0.0] * (len(x) - 1)).view(-1, 1, 1, 1) if self.left < 0 else 0
+        )
+
+
+@pytest.mark.usefixtures("single_process_group")
+@pytest.mark.parametrize("place", [Place(), Place(1, 2)])
+def test_a_loss_that_is_not_finite_names_the_images_of_its_batch(tiny_fit: FeatureShards, place: Place) -> None:
+    params, step = train_params(), 1
+    watched = Watched(tiny_fit.folder, tiny_fit.header, tiny_fit.index)
+    state = start(watched, params)
+    watched.__dict__["asked"].clear()
+    with pytest.raises(WTFlowError, match=rf"loss of epoch 0 is nan.* images of step {step}") as raised:
+        train(state, watched, params, place, wrap=lambda network: BreaksAt(network, step))
+    batch = watched.__dict__["asked"][step]
+    assert len(batch) == params.batches.images
+    named = [line.split()[0] for line in str(raised.value).splitlines()[1:]]
+    assert named == [tiny_fit.index["image_id"][row].as_py() for row in sorted(batch)]
+
+
 def test_a_level_that_was_not_extracted_is_named(tiny_fit: FeatureShards) -> None:
     with pytest.raises(WTFlowError, match=r"train\.fusion\.levels: \[4\] were not extracted"):
         start(tiny_fit, train_params(fusion={"levels": [3, 4]}))

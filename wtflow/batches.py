@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from wtflow.data.shards import FeatureShards
+from wtflow.errors import WTFlowError
 from wtflow.features.fusion import Fusion
 from wtflow.params import Section
 from wtflow.shapes import FeatureMap
@@ -53,6 +54,8 @@ class Batch:
     x0_BCHW: FeatureMap
     place_B: Tensor | None
     """Which place of the map each is, if they are single places."""
+    row_B: Tensor
+    """The image of each: a row of the shards."""
     generator: torch.Generator
     """For what else is random in this step, on the CPU."""
 
@@ -82,8 +85,9 @@ class ImageBatches:
         generator = _generator(self.seed, number)
         order = torch.randperm(len(self.rows), generator=generator)
         for chosen in order.split(self.params.images):  # type: ignore[no-untyped-call]
-            levels = self.shards.batch([self.rows[index] for index in chosen.tolist()])
-            yield Batch(self.fusion(moved(levels, self.device)), None, generator)
+            rows = [self.rows[index] for index in chosen.tolist()]
+            x0_BCHW = self.fusion(moved(self.shards.batch(rows), self.device))
+            yield Batch(x0_BCHW, None, torch.tensor(rows), generator)
 
 
 class PlaceBatches:
@@ -96,10 +100,12 @@ class PlaceBatches:
         rows = shards.rows(split="train")
         places = fusion.size[0] * fusion.size[1]
         kept = min(places, max(1, params.pool // len(rows)))
-        self.pool_NC = torch.empty(kept * len(rows), fusion.channels, dtype=torch.float16)
-        self.place_N = torch.empty(len(self.pool_NC), dtype=torch.int64)
+        self.row_N = torch.tensor(rows).repeat_interleave(kept)
+        self.pool_NC = torch.empty(len(self.row_N), fusion.channels, dtype=torch.float16)
+        self.place_N = torch.empty(len(self.row_N), dtype=torch.int64)
         self.steps = min(params.steps, math.ceil(params.passes * len(self.pool_NC) / params.places))
         self._fill(shards.batches(rows, READ_AT_ONCE), fusion, kept)
+        self._check(shards)
         self.pool_NC = self.pool_NC.to(device)
 
     @torch.no_grad()
@@ -115,6 +121,14 @@ class PlaceBatches:
             filled = end
         self._edges_N = shares(torch.cat(squares), self.params.rarity).cumsum(0)
 
+    def _check(self, shards: FeatureShards) -> None:
+        """A place that is not finite would spoil the shares of all."""
+        broken = sorted(set(self.row_N[~self.pool_NC.isfinite().all(dim=1)].tolist()))
+        if broken:
+            images = shards.index.select(["image_id", "path"]).take(broken).to_pylist()
+            named = "\n".join(f"  {image['image_id']}  {image['path']}" for image in images)
+            raise WTFlowError(f"{shards.folder}: features that are not finite. Extract again, or look at:\n{named}")
+
     def epoch(self, number: int) -> Iterator[Batch]:
         """Draws with replacement."""
         generator = _generator(self.seed, number)
@@ -122,7 +136,8 @@ class PlaceBatches:
             uniform_B = torch.rand(self.params.places, generator=generator, dtype=torch.float64)
             drawn_B = torch.searchsorted(self._edges_N, uniform_B).clamp_max(len(self.pool_NC) - 1)
             x0_BC = self.pool_NC[drawn_B.to(self.device)].float()
-            yield Batch(x0_BC[:, :, None, None], self.place_N[drawn_B].to(self.device), generator)
+            place_B = self.place_N[drawn_B].to(self.device)
+            yield Batch(x0_BC[:, :, None, None], place_B, self.row_N[drawn_B], generator)
 
 
 def build_batches(

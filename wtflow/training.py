@@ -8,6 +8,7 @@ killed and resumed ends with the same weights as one that was not.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from wtflow.artefact import read_json, save_tensors, sha256_file, write_json
-from wtflow.batches import READ_AT_ONCE, Batch, BatchParams, build_batches
+from wtflow.batches import READ_AT_ONCE, Batch, Batches, BatchParams, build_batches
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
@@ -32,6 +33,7 @@ from wtflow.params import Section
 from wtflow.scoring.calibration import CalibrationParams
 from wtflow.scoring.density import ScoreParams
 
+IMAGES_NAMED = 20
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 
@@ -164,6 +166,9 @@ def train(
     for epoch in range(len(state.history), params.epochs):
         network.train()
         total, samples = torch.zeros((), device=place.device), 0
+        first = torch.full(
+            (), batches.steps, device=place.device
+        )  # step whose loss was not finite; asked once an epoch
         for step, batch in enumerate(batches.epoch(epoch)):
             rate = learning_rate(params, epoch * batches.steps + step, params.epochs * batches.steps)
             for group in state.optimiser.param_groups:
@@ -177,7 +182,12 @@ def train(
             state.optimiser.step()
             total += loss_B.detach().sum()
             samples += len(batch.x0_BCHW)
-        done = _finished(total, epoch, rate, samples, place)
+            first = torch.where(loss_B.detach().sum().isfinite(), first, first.clamp(max=step))
+        loss = _over_workers(total, place, torch.distributed.ReduceOp.SUM) / samples
+        if not math.isfinite(loss):
+            broken = int(_over_workers(first, place, torch.distributed.ReduceOp.MIN))
+            raise WTFlowError(_diverged(loss, epoch, broken, batches, shards))
+        done = Epoch(epoch, loss, rate)
         state.history.append(done)
         on_epoch(state, done)
     state.scorer.eval()
@@ -211,13 +221,25 @@ def _measured_constant(fusion: Fusion, shards: FeatureShards, params: TrainParam
     return constant(coupling, chosen, torch.Generator().manual_seed(params.seed))
 
 
-def _finished(total: Tensor, epoch: int, rate: float, samples: int, place: Place) -> Epoch:
+def _over_workers(value: Tensor, place: Place, how: "torch.distributed.ReduceOp.RedOpType") -> float:
     if place.world_size > 1:
-        torch.distributed.all_reduce(total)
-    loss = total.item() / samples
-    if not math.isfinite(loss):
-        raise WTFlowError(f"training: the loss of epoch {epoch} is {loss}. Lower train.learning_rate.")
-    return Epoch(epoch, loss, rate)
+        torch.distributed.all_reduce(value, op=how)
+    return value.item()
+
+
+def _diverged(loss: float, epoch: int, step: int, batches: Batches, shards: FeatureShards) -> str:
+    """What to say, with some images of the batch where it began: their features, or the rate, are the cause."""
+    batch = next(islice(batches.epoch(epoch), step, None), None)
+    rows = [] if batch is None else sorted(set(batch.row_B.tolist()))
+    images = shards.index.select(["image_id", "path"]).take(rows[:IMAGES_NAMED]).to_pylist()
+    return "\n".join(
+        [
+            f"training: the loss of epoch {epoch} is {loss}. Lower train.learning_rate, or look at the images of step "
+            f"{step}, where it began:",
+            *(f"  {image['image_id']}  {image['path']}" for image in images),
+            *([f"  and {len(rows) - IMAGES_NAMED} more"] if len(rows) > IMAGES_NAMED else []),
+        ]
+    )
 
 
 def learning_rate(params: TrainParams, step: int, steps: int) -> float:

@@ -1,6 +1,7 @@
 """Ray as the pipeline uses it: joins the cluster of RAY_ADDRESS, or starts one on this machine and stops it again."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,21 @@ DEFAULTS = {
     "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the machine starve a training
 }
 
+PASSED = ("WTFLOW_", "AWS_", "MLFLOW_")
+
+
+def in_ray() -> bool:
+    """Whether this process has a Ray already. Does not import it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
 
 @contextmanager
 def cluster(cores: int) -> Iterator[None]:
-    """A connected Ray. Workers see the project's code and the settings of this process."""
+    """A connected Ray. Workers see the project's code and the settings of this process. In a task, it is the task's."""
+    if in_ray():
+        yield
+        return
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS", "local")
@@ -25,7 +37,7 @@ def cluster(cores: int) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, gone with it
     import ray
 
-    passed = {name: value for name, value in os.environ.items() if name.startswith("WTFLOW_")}
+    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
     runtime = {"env_vars": {**passed, "PYTHONPATH": str(Path.cwd())}}
     local = (
         {"num_cpus": max(1, cores), "include_dashboard": True, "dashboard_host": "127.0.0.1"}

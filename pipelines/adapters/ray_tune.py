@@ -1,0 +1,265 @@
+"""The search under Ray Tune: ASHA stops trials that are behind, Optuna draws the next ones.
+
+A search has a folder of its own, whose name is made of everything that decides what it does. Ray notes there what was
+tried; the same search started again goes on from that note, each unfinished trial behind its last epoch.
+"""
+
+import copy
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from pipelines.adapters.ray_runtime import cluster
+from pipelines.adapters.search_tracking import SearchRun
+from pipelines.search_space import Choice, FloatRange, IntRange, Plain, TuneParams, nested
+from pipelines.validation import Validation
+from wtflow.artefact import read_json, write_json
+from wtflow.errors import DigestError, WTFlowError
+from wtflow.params import merged
+from wtflow.training import Epoch, TrainingState, TrainParams, be_deterministic, finish, start, train
+
+NOTED_EVERY_S = 2
+RESTARTS = 2
+SCORE = "score"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A configuration that was tried."""
+
+    name: str
+    values: dict[str, Plain]
+    """By key of `train`."""
+    epochs: int
+    """That a whole training of these settings has."""
+    curve: list[dict[str, float]]
+    """An epoch each: `epoch` (from 0), `loss`, `learning_rate`, `score`, `auroc/<kind>`."""
+    failure: str | None
+
+    @property
+    def score(self) -> float | None:
+        """The criterion behind the last epoch that was trained."""
+        return self.curve[-1][SCORE] if self.curve else None
+
+    @property
+    def whole(self) -> bool:
+        """Trained to the end: only then is it a candidate for the best."""
+        return self.failure is None and len(self.curve) == self.epochs
+
+
+@dataclass(frozen=True)
+class Search:
+    """What every trial of a search has in common."""
+
+    name: str
+    features: Path
+    judged: Path
+    base: Mapping[str, Any]
+    """Section `train` of the line."""
+    params: TuneParams
+
+    def settings(self, values: Mapping[str, Plain]) -> TrainParams:
+        """Those of one trial."""
+        return TrainParams.parse(merged(self.base, nested(values)), "train, in a trial")
+
+    @property
+    def epochs(self) -> int:
+        """Of the longest trial there can be."""
+        domain = self.params.space.get("epochs")
+        return int(self.base["epochs"]) if domain is None else max(int(str(end)) for end in domain.ends())
+
+    def packed(self) -> dict[str, Any]:
+        """As plain values, for another process."""
+        paths = {"features": str(self.features.resolve()), "judged": str(self.judged.resolve())}
+        return {"name": self.name, **paths, "base": dict(self.base), "params": self.params.model_dump(mode="json")}
+
+    @classmethod
+    def unpacked(cls, values: Mapping[str, Any]) -> "Search":
+        """What `packed` packed."""
+        features, judged = Path(values["features"]), Path(values["judged"])
+        return cls(values["name"], features, judged, values["base"], TuneParams.parse(values["params"], "tune"))
+
+
+def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Trial]:
+    """All trials of the search, which is begun, continued, or only read when it had ended."""
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(NOTED_EVERY_S))
+    path, at_once = folder / search.name, min(cores, search.params.concurrency)
+    trainable = tune.with_resources(_trial, {"CPU": 1})
+    with cluster(at_once):
+        if tune.Tuner.can_restore(str(path)):
+            tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True)
+        else:
+            tuner = _tuner(search, folder, at_once, trainable, tracked)
+        results = tuner.fit()
+        told = [_result(search, result) for result in results if result.config]
+    if results.errors and not any(trial.whole for trial in told):
+        raise WTFlowError(
+            f"search {search.name}: {results.num_errors} trials failed, first: {results.errors[0]}\n"
+            f"Mend the cause and type the same command to go on; {path} keeps what was tried."
+        )
+    return told
+
+
+def _tuner(search: Search, folder: Path, at_once: int, trainable: Any, tracked: SearchRun) -> Any:
+    params, halving = search.params, search.params.halving
+    current = params.current(search.base)
+    minutes = params.budget.minutes
+    note = folder / f"{search.name}.spent.json"
+    return tune.Tuner(
+        trainable,
+        param_space={"search": search.packed(), "values": {key: _domain(one) for key, one in params.space.items()}},
+        tune_config=tune.TuneConfig(
+            metric=SCORE,
+            mode="max",
+            num_samples=params.budget.trials or -1,
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+            trial_dirname_creator=_folder_name,
+            search_alg=OptunaSearch(
+                seed=params.seed,
+                points_to_evaluate=[{f"values/{key}": value for key, value in current.items()}] if current else None,
+            ),
+            scheduler=ASHAScheduler(
+                time_attr="epoch",
+                max_t=search.epochs,
+                grace_period=min(halving.grace_epochs, search.epochs),
+                reduction_factor=halving.reduction,
+            ),
+        ),
+        run_config=tune.RunConfig(
+            name=search.name,
+            storage_path=str(folder.resolve()),
+            failure_config=tune.FailureConfig(max_failures=RESTARTS),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            callbacks=[Watch(search, tracked)],
+            stop=None if minutes is None else Deadline(str(note.resolve()), 60 * minutes),
+            verbose=0,
+        ),
+    )
+
+
+def _domain(one: FloatRange | IntRange | Choice) -> Any:
+    if isinstance(one, Choice):
+        return tune.choice(list(one.values))
+    if isinstance(one, IntRange):
+        return (tune.lograndint if one.log else tune.randint)(one.low, one.high + 1)
+    return (tune.loguniform if one.log else tune.uniform)(one.low, one.high)
+
+
+def _trial(config: dict[str, Any]) -> None:
+    """What a worker runs: the plain loop on one thread, the criterion behind every epoch."""
+    torch.set_num_threads(1)
+    be_deterministic()
+    search = Search.unpacked(config["search"])
+    params = search.settings(search.params.values(config["values"]))
+    judged = Validation.open(search.features, search.judged, search.params.objective, verify=False)
+    state = start(judged.fit, params)
+    curve = _continued(state)
+
+    def on_epoch(state: TrainingState, epoch: Epoch) -> None:
+        trained = TrainingState(copy.deepcopy(state.scorer), state.optimiser, state.history)
+        curve.append({**asdict(epoch), **judged.criterion(finish(trained, judged.fit))})
+        with tempfile.TemporaryDirectory() as folder:
+            state.save(Path(folder))
+            write_json(Path(folder, "curve.json"), curve)
+            _report(curve, tune.Checkpoint.from_directory(folder))
+
+    try:
+        train(state, judged.fit, params, on_epoch=on_epoch)
+    except WTFlowError as error:  # these settings cannot be trained: the lowest score, so that others are drawn
+        tune.report({"epoch": len(curve) + 1, SCORE: 0.0, "curve": curve, "failure": str(error)})
+
+
+def _report(curve: list[dict[str, float]], checkpoint: Any) -> None:
+    tune.report({"epoch": len(curve), SCORE: curve[-1][SCORE], "curve": curve, "failure": None}, checkpoint=checkpoint)
+
+
+def _continued(state: TrainingState) -> list[dict[str, float]]:
+    """The curve of the epochs behind the trial's checkpoint, which `state` then continues."""
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return []
+    with checkpoint.as_directory() as folder:
+        try:
+            state.load(Path(folder))
+            curve: list[dict[str, float]] = read_json(Path(folder, "curve.json"))
+        except DigestError as error:
+            logger.warning("%s; this trial starts from the first epoch, with the same result", error)
+            return []
+    return curve
+
+
+def _result(search: Search, result: Any) -> Trial:
+    metrics, values = result.metrics or {}, search.params.values(result.config["values"])
+    failure = metrics.get("failure") or (str(result.error) if result.error else None)
+    name = str(metrics.get("trial_id") or Path(result.path).name)
+    return Trial(name, values, search.settings(values).epochs, metrics.get("curve", []), failure)
+
+
+def _folder_name(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+class Watch(tune.Callback):  # type: ignore[misc]
+    """Tells MLflow and the terminal what the trials come to. Ray keeps a copy of it in the search's folder."""
+
+    def __init__(self, search: Search, tracked: SearchRun) -> None:
+        self.packed, self.tracked = search.packed(), tracked
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """The epoch's figures."""
+        if result.get("curve"):
+            self.tracked.log(trial.trial_id, self._values(trial), result["curve"][-1])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """One that was trained to the end or stopped."""
+        result = trial.last_result
+        self.tracked.end(trial.trial_id, "FAILED" if result.get("failure") else "FINISHED")
+        ended = sum(one.is_finished() or one is trial for one in trials)
+        shown = ", ".join(f"{key} {value}" for key, value in self._values(trial).items())
+        self.tracked.say(
+            f"trial {ended}: {result.get(SCORE, 0.0):.4f} after {len(result.get('curve', []))} epochs; {shown}"
+        )
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """One whose process died too often."""
+        self.tracked.end(trial.trial_id, "FAILED")
+
+    def _values(self, trial: Any) -> dict[str, Plain]:
+        return Search.unpacked(self.packed).params.values(trial.config["values"])
+
+
+class Deadline(tune.Stopper):  # type: ignore[misc]
+    """Ends the search after so many seconds of work, kills not counted."""
+
+    def __init__(self, note: str, seconds: float) -> None:
+        self.note, self.seconds = note, seconds
+        self._last: float | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No trial ends on its own account."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Asked again and again while the search runs."""
+        now, note = time.monotonic(), Path(self.note)
+        spent = read_json(note)["seconds"] if note.exists() else 0.0
+        since = 0.0 if self._last is None else now - self._last
+        if self._last is None or since > NOTED_EVERY_S or spent + since >= self.seconds:
+            self._last = now
+            write_json(note, {"seconds": spent + since})
+        return bool(spent + since >= self.seconds)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}

@@ -1,0 +1,92 @@
+"""A search in MLflow: a run for it, and below that one a trial. A search that was cut off goes on in the same runs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from pipelines.adapters.tracking import find_run, flat, tracking, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+class SearchRun:
+    """The parent run. Plain values alone are pickled with it, so that another process can go on writing."""
+
+    def __init__(self, line: str, key: str) -> None:
+        self.line, self.key, self.uri = line, key, tracking_uri()
+        self._runs: dict[str, str] = {}
+        self._client: MlflowClient | None = None
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Find the run of this search, or create it."""
+        with tracking() as (client, experiment):
+            self.experiment = experiment
+            found = find_run(client, experiment, run_key=self.key)
+            if found is None:
+                tags = {"line": self.line, "run_key": self.key, "mlflow.runName": self.key}
+                found = client.create_run(experiment, tags=tags).info.run_id
+                for name, value in flat(settings).items():
+                    client.log_param(found, name, value)
+            self.parent = found
+
+    def log(self, trial: str, values: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """An epoch of a trial."""
+        from mlflow.entities import Metric
+
+        run, step = self._run(trial, values), int(figures["epoch"])
+        points = [Metric(name, value, 0, step) for name, value in figures.items() if name != "epoch"]
+        self.client.log_batch(run, metrics=points)
+
+    def end(self, trial: str, status: str) -> None:
+        """A trial's last word."""
+        if trial in self._runs:
+            self.client.set_terminated(self._runs[trial], status)
+
+    def finish(
+        self, figures: Mapping[str, float], tags: Mapping[str, str], pictures: Mapping[str, Path], trials: Sequence[str]
+    ) -> None:
+        """What the search came to. Runs of trials that a killed driver had begun and not noted yet are deleted."""
+        with tracking() as (client, experiment):
+            for name, value in figures.items():
+                client.log_metric(self.parent, name, value)
+            for name, text in tags.items():
+                client.set_tag(self.parent, name, text)
+            for path in pictures.values():
+                client.log_artifact(self.parent, str(path))
+            for run in client.search_runs([experiment], f"tags.mlflow.parentRunId = '{self.parent}'"):
+                if run.info.run_name not in trials:
+                    client.delete_run(run.info.run_id)
+                elif run.info.status == "RUNNING":  # the search's time was over
+                    client.set_terminated(run.info.run_id, "KILLED")
+            client.set_terminated(self.parent, "FINISHED")
+
+    def say(self, text: str) -> None:
+        """Print a line as it is."""
+        Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+    @property
+    def client(self) -> "MlflowClient":
+        """Made when it is first asked for."""
+        if self._client is None:
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(self.uri)
+        return self._client
+
+    def _run(self, trial: str, values: Mapping[str, Any]) -> str:
+        if trial not in self._runs:
+            key = f"{self.key}/{trial}"
+            found = find_run(self.client, self.experiment, run_key=key)
+            if found is None:
+                tags = {"line": self.line, "run_key": key, "mlflow.runName": trial, "mlflow.parentRunId": self.parent}
+                found = self.client.create_run(self.experiment, tags=tags).info.run_id
+                for name, value in values.items():
+                    self.client.log_param(found, name, value)
+            self._runs[trial] = found
+        return self._runs[trial]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_client": None, "_runs": {}}

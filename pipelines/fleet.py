@@ -1,0 +1,139 @@
+"""Train every line whose `train` stage is stale, all at once, on one Ray: here, or on the cluster of RAY_ADDRESS.
+
+Each line takes WTFLOW_THREADS CPUs, as in `dvc repro` (all cores if it is not set, so set it to have several lines at a
+time), and a GPU with WTFLOW_USE_GPU. Lines start in the order of params.yaml as there is room. What comes out is what
+`dvc repro` makes with the same threads, and `dvc status` knows it. A line that fails does not stop the others. Killed,
+the same command goes on.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipelines.environment import RunSettings
+from pipelines.fleet_table import FleetTable
+from pipelines.lines import known_line, line_params, read_params
+from wtflow.data.shards import FeatureShards
+from wtflow.errors import WTFlowError
+from wtflow.training import TrainParams
+
+COMMIT_EVERY_S = 30
+EXAMPLES = """examples:
+  python -m pipelines.fleet                        every stale line, each on all cores
+  WTFLOW_THREADS=1 python -m pipelines.fleet       a line on each core
+  RAY_ADDRESS=head:6379 WTFLOW_THREADS=8 WTFLOW_USE_GPU=true python -m pipelines.fleet
+  python -m pipelines.fleet solar-mono solar-poly  these only
+then: dvc repro, which evaluates and registers"""
+
+
+def main(chosen: Sequence[str], cpus: int) -> None:
+    """Train what is stale and tell DVC; raises `WTFlowError` at the end when a line failed."""
+    params = read_params()
+    for line in chosen:
+        known_line(params, line)
+    lines = list(chosen or params["lines"])
+    stale, blocked = stale_lines(lines)
+    say(f"fleet: {len(lines) - len(stale) - len(blocked)} of {len(lines)} lines up to date, {len(stale)} to train")
+    failed = dict(blocked)
+    if stale:
+        failed |= _train(stale, RunSettings(), cpus)
+    if failed:
+        told = [f"  {line}: {error}" for line, error in failed.items()]
+        raise WTFlowError("\n".join([f"fleet: {len(failed)} of {len(lines)} lines failed:", *told]))
+
+
+def stale_lines(lines: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Lines that have to be trained, and those that cannot be yet, with the reason."""
+    changed = json.loads(_dvc("status", "--json", "--with-deps", *(f"train@{line}" for line in lines)))
+    stale, blocked = [], {}
+    for line in lines:
+        before = [name for name in changed if name.endswith(f"@{line}") and not name.startswith("train@")]
+        raw = [name for name in changed if name == f"data/raw/{line}.dvc"]
+        if before or raw:
+            blocked[line] = f"{', '.join([*raw, *before])} changed. Type: dvc repro extract@{line}"
+        elif f"train@{line}" in changed:
+            stale.append(line)
+    return stale, blocked
+
+
+def _train(lines: Sequence[str], settings: RunSettings, cpus: int) -> dict[str, str]:
+    """Errors by line."""
+    from pipelines.adapters.ray_fleet import fleet
+    from pipelines.adapters.tracking import tracking
+
+    with tracking():
+        pass  # makes the database, which many processes at once would not
+    failed: dict[str, str] = {}
+    waiting: dict[str, str] = {}
+    committed = time.monotonic()
+    with FleetTable(lines) as table:
+        for ended in fleet(lines, settings, cpus, table.tell):
+            table.end(ended)
+            if ended.error:
+                failed[ended.line] = f"{ended.error}\n    Mend it, then type the same command"
+            else:
+                waiting[ended.line] = ended.run
+            if time.monotonic() - committed > COMMIT_EVERY_S:
+                failed |= commit(waiting)
+                waiting, committed = {}, time.monotonic()
+    return failed | commit(waiting)
+
+
+def commit(runs: Mapping[str, str]) -> dict[str, str]:
+    """Have DVC note that these lines are trained. A line whose settings, features or code changed meanwhile is not, and
+    comes back with the reason."""
+    changed = {line: "changed while it trained. Type the same command" for line in runs if _name(line) != runs[line]}
+    done = [f"train@{line}" for line in runs if line not in changed]
+    if done:
+        _dvc("commit", "--force", *done)
+    return changed
+
+
+def _name(line: str) -> str:
+    from pipelines.train import code_files, features_folder, run_name
+
+    shards = FeatureShards.open(features_folder(line), verify=False)
+    return run_name(line, line_params(line, "train", TrainParams), shards, code_files())
+
+
+def _dvc(*arguments: str) -> str:
+    environment: dict[str, Any] = {**os.environ, "DVC_NO_ANALYTICS": "1"}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path.cwd())
+    if done.returncode:
+        raise WTFlowError(f"dvc {' '.join(arguments[:2])} failed: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def say(text: str) -> None:
+    """Print as it is."""
+    Console().print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.fleet",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("lines", metavar="LINE", nargs="*", help="product lines; all of params.yaml if none is named")
+    parser.add_argument(
+        "--cpus",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="of this machine, without RAY_ADDRESS; default: all",
+    )
+    arguments = parser.parse_args()
+    try:
+        main(arguments.lines, arguments.cpus)
+    except WTFlowError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,31 @@
+from pathlib import Path
+
+import pytest
+
+from benchmarks import tune_objective
+from pipelines.search_space import SyntheticDefects
+from tests.benchmarks.place import tiny_product_line
+from tests.pipelines.searches import TUNE
+from wtflow.artefact import read_json
+
+
+def test_both_measures_of_two_configurations(
+    tiny_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_objective, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(tune_objective, "PLACE", tmp_path / "bench")
+    line = tiny_product_line(tiny_features, tmp_path / "place")
+    objective = SyntheticDefects.parse(TUNE["objective"], "tests")
+    rows = tune_objective.measured(line, objective, ({}, {"learning_rate": 1e-6}), (0, 1))
+    assert [row["configuration"] for row in rows] == ["as in params.yaml", "learning_rate 1e-06"]
+    kept = [read_json(path) for path in (tmp_path / "kept").iterdir()]
+    assert len(kept) == 4
+    assert sorted(row["test_auroc"] for row in rows) != [rows[0]["test_auroc"]] * 2
+    assert all(0.0 < figures[name] <= 1.0 for figures in kept for name in ("test_auroc", "score", "auroc/noise"))
+    (rho,) = tune_objective.correlations(rows)
+    assert abs(rho["score"]) == pytest.approx(1.0)  # of two
+    (claim,) = tune_objective.claims(rows)
+    assert claim.holds == (rho["score"] >= 0.5)
+    stamps = [path.stat().st_mtime_ns for path in sorted((tmp_path / "kept").iterdir())]
+    assert tune_objective.measured(line, objective, ({}, {"learning_rate": 1e-6}), (0, 1)) == rows
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "kept").iterdir())] == stamps

@@ -1,0 +1,70 @@
+"""Several small lines trained at once: what DVC knows afterwards, and what one failing line does."""
+
+import json
+import shutil
+import sys
+
+import mlflow
+import pytest
+import yaml
+
+from tests.e2e.project import Project
+from tests.pipelines.fleets import digest, make_fleet
+
+pytestmark = pytest.mark.slow
+FLEET = [sys.executable, "-m", "pipelines.fleet", "--cpus", "2"]
+LINES = ("line-0", "line-1", "line-2")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Three lines; the last one asks for a level that was not extracted, so that it fails."""
+    made = make_fleet(tmp_path_factory.mktemp("fleet"), len(LINES))
+    settings = yaml.safe_load((made.root / "params.yaml").read_text())
+    settings["lines"]["line-2"]["train"]["fusion"] = {"levels": [1, 3], "stride": 8}  # 1 was not extracted
+    (made.root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    return made
+
+
+def status(project: Project) -> dict[str, object]:
+    """What DVC holds for stale, up to the training of the lines."""
+    found: dict[str, object] = json.loads(
+        project.run("dvc", "status", "--json", "--with-deps", *(f"train@{line}" for line in LINES))
+    )
+    return found
+
+
+def test_a_line_that_fails_stops_no_other_and_dvc_knows_the_rest(project: Project) -> None:
+    printed = project.run(*FLEET, code=1)
+    assert "error: fleet: 1 of 3 lines failed:" in printed
+    assert "line-2: train.fusion.levels: [1] were not extracted" in printed
+    assert "type the same command" in printed
+    assert set(status(project)) == {"train@line-2"}
+    assert not (project.root / "models/line-2").exists()
+    trained = {line: digest(project, line) for line in LINES[:2]}
+    assert len(set(trained.values())) == 2
+    client = mlflow.MlflowClient(project.environment["MLFLOW_TRACKING_URI"])
+    runs = client.search_runs([client.get_experiment_by_name("wtflow").experiment_id])
+    assert {run.data.tags["line"]: run.info.status for run in runs} == {
+        "line-0": "FINISHED",
+        "line-1": "FINISHED",
+        "line-2": "FAILED",
+    }
+    assert {run.data.tags.get("bundle_digest") for run in runs} == {*trained.values(), None}
+    assert list((project.root / ".wtflow/train").glob("line-[01]-*")) == []
+
+    # the same bundle as the stage's: DVC is made to run it
+    shutil.rmtree(project.root / "models/line-0")
+    curve = (project.root / "plots/line-0.csv").read_bytes()
+    project.run("dvc", "repro", "--force", "--single-item", "train@line-0")
+    assert digest(project, "line-0") == trained["line-0"]
+    assert (project.root / "plots/line-0.csv").read_bytes() == curve
+
+    settings = (project.root / "params.yaml").read_text()
+    mended = yaml.safe_load(settings)
+    mended["lines"]["line-2"]["train"]["fusion"]["levels"] = [2, 3]
+    (project.root / "params.yaml").write_text(yaml.safe_dump(mended, sort_keys=False))
+    printed = project.run(*FLEET)
+    assert "fleet: 2 of 3 lines up to date, 1 to train" in printed
+    assert status(project) == {}
+    assert "0 to train" in project.run(*FLEET)

@@ -1,0 +1,114 @@
+"""Training as a task of the fleet does it: the bits of the plain loop, its checkpoints, several lines on one Ray."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pipelines.adapters.ray_fleet import KEPT, Checkpoints, News, fit_here, fleet
+from pipelines.environment import RunSettings
+from pipelines.lines import LINE_STAGES, line_params
+from pipelines.train import train_line
+from tests import tiny_line
+from tests.guards.closure import ROOT
+from tests.tiny_line import train_params
+from wtflow.data.shards import FeatureShards
+from wtflow.training import Epoch, TrainingState, TrainParams, be_deterministic, start, train
+
+
+class Stop(Exception):
+    """Ends a run as a kill would."""
+
+
+def same(one: TrainingState, other: TrainingState) -> bool:
+    """The same weights and history."""
+    mine, theirs = one.scorer.state_dict(), other.scorer.state_dict()
+    return one.history == other.history and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> RunSettings:
+    return RunSettings(work=tmp_path, storage=str(tmp_path / "kept"), threads=1)
+
+
+def test_an_interrupted_task_ends_with_the_bits_of_the_plain_loop(
+    tiny_fit: FeatureShards, settings: RunSettings
+) -> None:
+    params = train_params(epochs=4)
+    whole = start(tiny_fit, params)
+    train(whole, tiny_fit, params)
+    heard: list[int] = []
+
+    def until_the_third(epoch: Epoch) -> None:
+        heard.append(epoch.epoch)
+        if epoch.epoch == 2:
+            raise Stop
+
+    try:
+        with pytest.raises(Stop):
+            fit_here("run", tiny_fit.folder, params, settings, until_the_third)
+        assert not torch.are_deterministic_algorithms_enabled()
+        kept = sorted((Path(settings.storage) / "run/fleet").iterdir())
+        assert [path.name for path in kept] == ["000002", "000003"]
+        assert len(kept) == KEPT
+        # the newest one is half written: the one before is continued
+        file = kept[-1] / "optimiser.safetensors"
+        file.write_bytes(file.read_bytes()[:100])
+        done = fit_here("run", tiny_fit.folder, params, settings, lambda epoch: heard.append(epoch.epoch))
+        assert heard == [0, 1, 2, 2, 3]
+        assert same(done, whole)
+        assert not done.scorer.training
+    finally:
+        be_deterministic()
+
+
+def test_the_checkpoints_of_another_run_are_left_alone(tiny_fit: FeatureShards, settings: RunSettings) -> None:
+    params = train_params(epochs=1)
+    state = start(tiny_fit, params)
+    Checkpoints(settings.storage, "one").save(state)
+    fresh = start(tiny_fit, params)
+    Checkpoints(settings.storage, "other").restore(fresh)
+    assert fresh.history == []
+
+
+@pytest.fixture
+def place(tiny_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to type commands in: two lines that can be trained, and one that cannot."""
+    overrides = {"a": {}, "b": {"seed": 1}, "broken": {"fusion": {"levels": [1, 3]}}}  # 1 was not extracted
+    lines = {line: {stage: {} for stage in LINE_STAGES} | {"train": train} for line, train in overrides.items()}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"lines": lines, "train": tiny_line.TRAIN}))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    for package in ("wtflow", "pipelines"):
+        (tmp_path / package).symlink_to(ROOT / package)
+    for line in lines:
+        (tmp_path / "data/features" / line).mkdir(parents=True)
+        (tmp_path / "data/features" / line / "fit").symlink_to(tiny_features / "data/features/tiny/fit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_lines_on_one_ray_get_the_bundles_of_the_plain_loop(place: Path) -> None:
+    settings = RunSettings(work=place / "work", threads=1)
+    wanted = {}
+    for line in ("a", "b"):
+        params = line_params(line, "train", TrainParams)
+        wanted[line] = train_line(line, params, settings, fit_here, lambda epoch: None).digest
+        shutil.rmtree(place / f"models/{line}")
+    assert wanted["a"] != wanted["b"]
+    news: list[News] = []
+    ended = {one.line: one for one in fleet(["a", "broken", "b"], settings, 2, news.extend)}
+    assert {line: one.digest for line, one in ended.items()} == {**wanted, "broken": ""}
+    assert "[1] were not extracted" in ended["broken"].error
+    assert all(one.seconds > 0 for one in ended.values())
+    for line, digest in wanted.items():
+        assert json.loads((place / f"models/{line}/bundle.json").read_text())["digest"] == digest
+        told = [one for one in news if one.line == line]
+        assert [one.done for one in told][:1] == [0]
+        assert {one.epochs for one in told} == {tiny_line.TRAIN["epochs"]}
+    assert [path.name for path in (place / "work/train").iterdir()] == []

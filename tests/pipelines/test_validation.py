@@ -1,0 +1,109 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.search_space import LabelledImages, SyntheticDefects
+from pipelines.validation import Validation, held_out, judged_features
+from tests.pipelines.searches import TUNE, write_project
+from tests.tiny_line import train_params, trained
+from wtflow.data.manifest import Manifest
+from wtflow.data.shards import FeatureShards
+from wtflow.errors import WTFlowError
+from wtflow.scoring.metrics import auroc
+
+SYNTHETIC = SyntheticDefects.parse(TUNE["objective"], "tests")
+FIT = Path("data/features/tiny/fit")
+
+
+@pytest.fixture
+def project(tiny_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_project(tiny_features, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("project")
+def test_whole_groups_of_train_are_held_out_and_calibrate_is_left_alone(tiny_fit: FeatureShards) -> None:
+    view = held_out(tiny_fit, SYNTHETIC)
+    before, after = tiny_fit.index.to_pylist(), view.index.to_pylist()
+    assert [row["image_id"] for row in before] == [row["image_id"] for row in after]
+    groups = {
+        split: {row["group"] for row in after if row["split"] == split} for split in ("train", "calibrate", "validate")
+    }
+    assert groups["train"]
+    assert groups["validate"]
+    assert not groups["train"] & groups["validate"]
+    assert view.rows(split="calibrate") == tiny_fit.rows(split="calibrate")
+    assert sorted(view.rows(split="train") + view.rows(split="validate")) == tiny_fit.rows(split="train")
+    share = len(groups["validate"]) / (len(groups["train"]) + len(groups["validate"]))
+    assert share == pytest.approx(SYNTHETIC.share, abs=0.1)
+    other = held_out(tiny_fit, SYNTHETIC.model_copy(update={"seed": 1}))
+    assert other.rows(split="validate") != view.rows(split="validate")
+    calibrate = SYNTHETIC.model_copy(update={"normals": "calibrate"})
+    assert held_out(tiny_fit, calibrate).index.equals(tiny_fit.index)
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("normals", ["train", "calibrate"])
+def test_the_criterion_is_the_mean_auroc_over_the_kinds(normals: str, tmp_path: Path) -> None:
+    objective = SYNTHETIC.model_copy(update={"normals": normals})
+    folder = judged_features("tiny", objective, tmp_path / "work")
+    found = Validation.open(FIT, folder, objective)
+    assert {kind: len(sample.rows) for kind, sample in found.anomalous.items()} == dict.fromkeys(
+        SYNTHETIC.defects, len(found.normal.rows)
+    )
+    ids = {found.fit.index["image_id"][row].as_py() for row in found.normal.rows}
+    assert not ids & {found.fit.index["image_id"][row].as_py() for row in found.fit.rows(split="train")}
+    scorer = trained(found.fit, train_params()).scorer
+    figures = found.criterion(scorer)
+    normal = found.normal.scores(scorer)
+    wanted = {f"auroc/{kind}": auroc(normal, sample.scores(scorer)) for kind, sample in found.anomalous.items()}
+    assert figures == {**wanted, "score": pytest.approx(np.mean(list(wanted.values())))}
+    assert figures["auroc/noise"] > 0.6  # the defects can be seen
+
+
+def test_nothing_goes_through_the_backbone_twice(project: Path) -> None:
+    folder = judged_features("tiny", SYNTHETIC, project / "work")
+    stamps = {path: path.stat().st_mtime_ns for path in (project / "work").rglob("*") if path.is_file()}
+    assert judged_features("tiny", SYNTHETIC, project / "work") == folder
+    assert {path: path.stat().st_mtime_ns for path in (project / "work").rglob("*") if path.is_file()} == stamps
+    more = SYNTHETIC.model_copy(update={"defects": ("blur",)})
+    assert judged_features("tiny", more, project / "work") != folder
+
+
+def _folder(root: Path) -> LabelledImages:
+    generator = np.random.default_rng(0)
+    for label, count in (("normal", 3), ("anomalous", 2)):
+        (root / "mine" / label).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / "mine" / label / f"{number}.png")
+    return LabelledImages(kind="labelled", folder=str(root / "mine"))
+
+
+def test_labelled_images_of_ones_own(project: Path) -> None:
+    objective = _folder(project)
+    found = Validation.open(FIT, judged_features("tiny", objective, project / "work"), objective)
+    assert (len(found.normal.rows), len(found.anomalous["labelled"].rows)) == (3, 2)
+    assert found.fit.rows(split="train") == FeatureShards.open(FIT).rows(split="train")
+    figures = found.criterion(trained(found.fit, train_params(epochs=1)).scorer)
+    assert figures["score"] == figures["auroc/labelled"]
+
+
+@pytest.mark.parametrize("split", ["train", "calibrate", "test"])
+def test_images_of_the_line_are_refused(project: Path, split: str) -> None:
+    objective = _folder(project)
+    row = Manifest.read(Path("data/prepared/tiny/manifest.parquet")).rows(split)[0]  # type: ignore[arg-type]
+    shutil.copy(Path("data/raw/tiny") / row["path"], project / "mine/normal/taken.png")
+    with pytest.raises(WTFlowError, match=f"taken.png: is in the split `{split}` of tiny already"):
+        judged_features("tiny", objective, project / "work")
+
+
+def test_a_folder_without_images_is_named(project: Path) -> None:
+    objective = _folder(project)
+    shutil.rmtree(project / "mine/anomalous")
+    with pytest.raises(WTFlowError, match=r"mine/anomalous holds no image"):
+        judged_features("tiny", objective, project / "work")
