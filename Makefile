@@ -20,7 +20,7 @@ export DO_NOT_TRACK := true
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
-.PHONY: help setup lock repro preset serve test check fast-test format bench clean venv peers peers-venv
+.PHONY: help setup lock repro preset reproduce serve test check fast-test format bench clean venv peers peers-venv
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ repro: setup  ## the main job: fetch, prepare, extract, train, evaluate, registe
 preset: setup  ## make preset LINE=solar-mono PRESET=edge: lay presets/edge.yaml over a line; default takes it away
 	@test -n "$(LINE)" -a -n "$(PRESET)" || { echo "error: which line, which preset? Type: make preset LINE=<a line of params.yaml> PRESET=<one of: default $(basename $(notdir $(wildcard presets/*.yaml)))>" >&2; exit 2; }
 	@python -m pipelines.preset "$(LINE)" "$(PRESET)"
+
+reproduce: setup  ## make reproduce DATASET=mvtec_ad ROOT=/data/mvtec: the paper's preset (or PRESET=) on every category, beside the paper's figures
+	@test -n "$(DATASET)" -a -n "$(ROOT)" || { echo "error: which data set, where? Type: make reproduce DATASET=<mvtec_ad, visa, mpdd, mvtec_loco, mvtec_3d or mvtec_ad_2> ROOT=<the folder of its categories>" >&2; exit 2; }
+	@python -m pipelines.reproduce "$(DATASET)" "$(ROOT)" --preset "$(or $(PRESET),paper)"
 
 serve: setup  ## score over HTTP on 127.0.0.1:8000 with every line that has a champion (Ctrl-C stops it)
 	@python -m serving.app

@@ -52,9 +52,9 @@ def _fingerprints(thumbnails_NYX: NDArray[np.uint8]) -> NDArray[np.float32]:
     slopes_ND = np.concatenate([across_NYX, down_NYX], axis=1).reshape(len(grey_NYX), -1)
     slopes_ND -= np.median(slopes_ND, axis=0)
     slopes_ND -= slopes_ND.mean(axis=1, keepdims=True)
-    length_N1 = np.linalg.norm(slopes_ND, axis=1, keepdims=True)
-    unit_ND: NDArray[np.float32] = slopes_ND / np.maximum(length_N1, 1e-6)
-    return unit_ND
+    slopes_ND /= np.maximum(np.linalg.norm(slopes_ND, axis=1, keepdims=True), 1e-6)
+    prints_ND: NDArray[np.float32] = slopes_ND
+    return prints_ND
 
 
 def _nearest(prints_ND: NDArray[np.float32], images: NDArray[np.intp], others: NDArray[np.intp]) -> list[Pair]:
