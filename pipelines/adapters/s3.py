@@ -30,6 +30,7 @@ from wtflow.errors import WTFlowError
 
 URL = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?")
 MD5 = re.compile(r"[0-9a-f]{32}")
+PARTS = re.compile(r"[0-9a-f]{32}-([0-9]+)")
 CHUNK = 1 << 20
 AT_ONCE = 10_000
 """Objects that wait for a connection at the same time: what a queue of a million would take of memory."""
@@ -227,13 +228,21 @@ class Bucket:
         if MD5.fullmatch(one.etag) and not encrypted:
             if md5 != one.etag:
                 raise DamagedError("other bytes than its ETag says")
-        elif re.fullmatch(r"[0-9a-f]{32}-[0-9]+", one.etag) and not encrypted:
-            head = self._client.head_object(Bucket=self.bucket, Key=one.key, PartNumber=1)
-            if _md5_of_parts(draft, int(head["ContentLength"])) != one.etag:
+        elif (parts := self._parts(one)) and not encrypted:
+            if _md5_of_parts(draft, parts) != one.etag:
                 raise DamagedError("other bytes than the ETag of its parts says")
         elif not any(name.startswith("Checksum") and name != "ChecksumType" for name in answer):
             with self._lock:
                 self.fetched.by_size_alone += 1
+
+    def _parts(self, one: S3Object) -> list[int]:
+        """Sizes of the parts in which the object was uploaded; none if it was not, or if the server does not tell."""
+        count = PARTS.fullmatch(one.etag)
+        sizes = [
+            int(self._client.head_object(Bucket=self.bucket, Key=one.key, PartNumber=number)["ContentLength"])
+            for number in range(1, int(count[1]) + 1 if count else 1)
+        ]
+        return sizes if sum(sizes) == one.size else []
 
     def _patiently(self, ask: Callable[[], T], what: str) -> T:
         """`ask`, again and again while it fails for a passing reason."""
@@ -301,12 +310,10 @@ def _md5_of(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def _md5_of_parts(path: Path, part: int) -> str:
-    """The ETag of an object that was uploaded in parts of `part` bytes: the MD5 of their MD5s, and their number."""
-    digests = []
+def _md5_of_parts(path: Path, sizes: Sequence[int]) -> str:
+    """The ETag of an object that was uploaded in parts of these sizes: the MD5 of their MD5s, and their number."""
     with path.open("rb") as file:
-        while data := file.read(part):
-            digests.append(hashlib.md5(data, usedforsecurity=False).digest())
+        digests = [hashlib.md5(file.read(size), usedforsecurity=False).digest() for size in sizes]
     return f"{hashlib.md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
 
 

@@ -209,8 +209,8 @@ def test_an_object_of_several_parts_is_checked_and_remembered(s3: Proxy, bucket:
     data = random.Random(0).randbytes(11_000_000)
     upload = bucket.Object("line/large.bin").initiate_multipart_upload()
     parts = []
-    for number, start in enumerate(range(0, len(data), 5 << 20), start=1):
-        answer = upload.Part(number).upload(Body=data[start : start + (5 << 20)])
+    for number, (start, end) in enumerate([(0, 5 << 20), (5 << 20, 10_900_000), (10_900_000, 11_000_000)], start=1):
+        answer = upload.Part(number).upload(Body=data[start:end])
         parts.append({"PartNumber": number, "ETag": answer["ETag"]})
     upload.complete(MultipartUpload={"Parts": parts})
     turn = iter([None, "flip"])
