@@ -25,12 +25,15 @@ from rich.table import Table
 from pipelines.environment import RunSettings
 from pipelines.lines import LINE_STAGES, read_params
 from pipelines.preset import FOLDER, check, read_presets
+from pipelines.provenance import code_commit
 from wtflow.artefact import digest_of, read_json, replacing, write_json
 from wtflow.errors import WTFlowError
 from wtflow.params import merged
 from wtflow.scoring.metrics import auroc
 
 STAGES = ("prepare", "extract", "train", "evaluate")
+CODE = Path(__file__).absolute().parents[1]
+NEEDED = ("dvc.yaml", "pipelines", "wtflow")
 OVERLAY = {
     "prepare": {"group_pattern": None},
     "train": {"calibration": {"target_fpr": 0.2}},
@@ -100,7 +103,8 @@ def preset_of(preset: str) -> tuple[Mapping[str, Any], str]:
 
 
 def lay_out(place: Path, data_set: str, found: Mapping[str, Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the project: params.yaml and data/raw. Returns the parameters."""
+    """Make the project: params.yaml, data/raw, and links to the code, which `train` takes note of. Returns the
+    parameters."""
     sections = merged(merged({stage: read_params()[stage] for stage in LINE_STAGES}, OVERLAY), overrides)
     sections["prepare"] = {**sections["prepare"], "layout": data_set}
     lines: dict[str, dict[str, Any]] = {line: {stage: {} for stage in LINE_STAGES} for line in found}
@@ -109,6 +113,9 @@ def lay_out(place: Path, data_set: str, found: Mapping[str, Path], overrides: Ma
         check(params, line, lines[line])
     with replacing(place / "params.yaml") as draft:
         draft.write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    for name in NEEDED:
+        (place / name).unlink(missing_ok=True)
+        (place / name).symlink_to(CODE / name)
     for line, folder in found.items():
         bring(folder, place / "data/raw" / line)
     return params
@@ -156,8 +163,7 @@ def first_failure(place: Path, params: Mapping[str, Any], line: str, run: Run) -
 
 def run_stage(place: Path, stage: str, line: str) -> bool:
     """A stage as a user types it, in the project `place`."""
-    code = Path(__file__).parents[1]
-    path = os.pathsep.join([str(code), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "WTFLOW_WORK": str(place / ".wtflow")}
     command = [sys.executable, "-m", f"pipelines.{stage}", line]
     return subprocess.run(command, cwd=place, env=environment).returncode == 0
@@ -185,6 +191,7 @@ def publish(place: Path, data_set: str, preset: str, lines: Sequence[str], faile
         {
             "data_set": data_set,
             "preset": preset,
+            "commit": code_commit(NEEDED),
             "categories": {line: row._asdict() for line, row in rows.items()},
             "failed": dict(failed),
             "mean": mean._asdict(),
