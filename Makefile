@@ -20,7 +20,7 @@ export DO_NOT_TRACK := true
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
-.PHONY: help setup lock repro preset tune fleet serve test check fast-test format bench clean venv peers peers-venv
+.PHONY: help setup lock repro preset tune fleet reproduce serve test check fast-test format bench clean venv peers peers-venv
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ tune: setup  ## make tune LINE=solar-mono: search settings of train for a line; 
 
 fleet: setup  ## train every stale line at once, on this machine or the cluster of RAY_ADDRESS; then make repro does the rest
 	@python -m pipelines.fleet
+
+reproduce: setup  ## make reproduce DATASET=mvtec_ad ROOT=/data/mvtec: the paper's preset (or PRESET=) on every category, beside the paper's figures
+	@test -n "$(DATASET)" -a -n "$(ROOT)" || { echo "error: which data set, where? Type: make reproduce DATASET=<mvtec_ad, visa, mpdd, mvtec_loco, mvtec_3d or mvtec_ad_2> ROOT=<the folder of its categories>" >&2; exit 2; }
+	@python -m pipelines.reproduce "$(DATASET)" "$(ROOT)" --preset "$(or $(PRESET),paper)"
 
 serve: setup  ## score over HTTP on 127.0.0.1:8000 with every line that has a champion (Ctrl-C stops it)
 	@python -m serving.app

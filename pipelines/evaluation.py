@@ -6,7 +6,7 @@
 Uncertain images are scored, and counted by themselves: no headline figure knows them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wtflow.bundle import Bundle
-from wtflow.data.images import ImageLimits, decode
+from wtflow.data.images import ImageLimits
+from wtflow.data.masks import SATURATIONS, Saturation, mask_files, read_marks, read_saturations
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Detector, Verdict
 from wtflow.errors import WTFlowError
 from wtflow.scoring.anomaly_map import enlarge
 from wtflow.scoring.bootstrap import Interval, bootstrap
-from wtflow.scoring.metrics import PixelMetrics, PixelResult, auroc, average_precision, f1_max
+from wtflow.scoring.metrics import (
+    PixelMetrics,
+    PixelResult,
+    SaturatedRegion,
+    auroc,
+    average_precision,
+    f1_max,
+    saturation_area,
+)
 
 BATCH = 32
 DECIMALS = 6
+WHOLE = Saturation(1.0, relative=True)
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class ScoredImage:
     group: str
     """Images of one group resemble each other."""
     mask_path: str | None
+    """Below the raw folder: a file, or a folder with a file for each region."""
     verdict: Verdict
 
 
@@ -56,6 +67,8 @@ class PixelEvaluation:
     """Anomalous images with a mask that marks something."""
     left_out: int
     """Anomalous images without one: where they are defective is not known."""
+    spro_05: float | None = None
+    """Area under sPRO up to an FPR of 0.05; None where masks are not drawn region by region."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,7 @@ class Evaluation:
             "pixel_ap": pixels.pixel_ap,
             "pixel_aupro_30": pixels.aupro_30,
             "pixel_aupro_05": pixels.aupro_05,
+            "pixel_spro_05": self.pixels.spro_05,
             "threshold": calibration.threshold,
             "target_fpr": calibration.target_fpr,
             "fpr": self.flagged_share("normal"),
@@ -154,22 +168,28 @@ def score(detector: Detector, shards: FeatureShards) -> list[ScoredImage]:
 
 
 def evaluate_pixels(
-    images: Iterable[ScoredImage], raw: Path, resolution: tuple[int, int], limits: ImageLimits
+    images: Sequence[ScoredImage], raw: Path, resolution: tuple[int, int], limits: ImageLimits
 ) -> PixelEvaluation:
     """Maps of normal and anomalous images against their masks; a normal image has an empty one.
 
     An anomalous image whose mask is missing or marks nothing is left out, and counted. Without any mask all
-    figures are None.
+    figures are None. sPRO is there if any mask is a folder of regions.
     """
-    pixels, masked, left_out = PixelMetrics(), 0, 0
+    pixels, spro, masked, left_out = PixelMetrics(), PixelMetrics(), 0, 0
+    by_region = any(image.mask_path and (raw / image.mask_path).is_dir() for image in images)
+    saturations = read_saturations(raw) if by_region and (raw / SATURATIONS).is_file() else {}
     for image in images:
-        mask = np.zeros(resolution, dtype=bool)
+        wanted = image.mask_path if image.label == "anomalous" else None
+        regions = read_regions(raw, wanted, resolution, limits, saturations) if wanted else []
+        mask = np.any([np.zeros(resolution, dtype=bool), *(region.mask for region in regions)], axis=0)
         if image.label == "anomalous":
-            mask = read_mask(raw / image.mask_path, resolution, limits) if image.mask_path else mask
             masked, left_out = masked + bool(mask.any()), left_out + (not mask.any())
         if image.label == "normal" or mask.any():
-            pixels.add(enlarged(image.verdict.anomaly_map, resolution), mask)
-    return PixelEvaluation(pixels.result(), resolution, masked, left_out)
+            anomaly_map = enlarged(image.verdict.anomaly_map, resolution)
+            pixels.add(anomaly_map, mask)
+            if by_region:
+                spro.add_regions(anomaly_map, regions)
+    return PixelEvaluation(pixels.result(), resolution, masked, left_out, spro.result().aupro_05)
 
 
 def enlarged(map_HW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -179,11 +199,40 @@ def enlarged(map_HW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.f
 
 
 def read_mask(path: Path, size: tuple[int, int], limits: ImageLimits) -> NDArray[np.bool_]:
-    """A mask at `size` = (height, width): nearest neighbour, True where a channel is above half of white."""
-    height, width = size
-    picture = decode(read_raw(path), limits).resize((width, height), Image.Resampling.NEAREST)
-    mask: NDArray[np.bool_] = np.asarray(picture).max(axis=2) > 127
+    """What a mask, or a folder of masks, marks, at `size` = (height, width): nearest neighbour."""
+    marks = [read_marks(read_raw(path.parent / name), limits) for name in mask_files(path.parent, path.name)]
+    mask: NDArray[np.bool_] = np.any([resized(one.pixels_YX, size) for one in marks], axis=0)
     return mask
+
+
+def read_regions(
+    raw: Path,
+    mask_path: str,
+    size: tuple[int, int],
+    limits: ImageLimits,
+    saturations: Mapping[int, Saturation],
+) -> list[SaturatedRegion]:
+    """Each mask of an image as a region at `size`; those that mark nothing there are left out.
+
+    A region saturates at the share of its pixels that `saturations` says, at the size in which it was drawn; without
+    an entry, at all of them.
+    """
+    regions = []
+    for path in mask_files(raw, mask_path):
+        marks = read_marks(read_raw(raw / path), limits)
+        drawn, mask_YX = int(marks.pixels_YX.sum()), resized(marks.pixels_YX, size)
+        if mask_YX.any():
+            one = saturations.get(marks.level, WHOLE)
+            share = saturation_area(drawn, one.threshold, one.relative) / drawn
+            regions.append(SaturatedRegion(mask_YX, share * float(mask_YX.sum())))
+    return regions
+
+
+def resized(mask_YX: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """A mask at `size` = (height, width): nearest neighbour."""
+    height, width = size
+    picture = Image.fromarray(mask_YX.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(picture).astype(bool)
 
 
 def read_raw(path: Path) -> bytes:

@@ -1,14 +1,20 @@
-"""Stage `fetch`: photographs of an installed package, for the lines under `fetch` in params.yaml.
+"""Stage `fetch`: the raw images of a line, from an installed package or a bucket, for the lines under `fetch`.
 
 package -> data/raw/<line>/{images/*.png,labels.csv}
+s3://bucket/prefix -> data/raw/<line>/, as it lies in the bucket
 """
 
 import csv
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
+from pydantic import model_validator
+from rich.console import Console
+
+from pipelines.adapters.s3 import Bucket, Fetched, S3Settings
+from pipelines.environment import RunSettings, progress
 from pipelines.lines import fetch_params
 from pipelines.stage import run
 from wtflow.artefact import replacing
@@ -19,25 +25,74 @@ MODULES = {"elpv-dataset": "elpv_dataset"}
 
 
 class FetchParams(Section):
-    """Where a line's raw images come from."""
+    """Where a line's raw images come from: `package` and `select`, or `url`."""
 
-    package: Literal["elpv-dataset"]
+    package: Literal["elpv-dataset"] | None = None
     """An installed package that carries images."""
-    select: Literal["mono", "poly"]
-    """Cell type: mono- or polycrystalline."""
+    select: Literal["mono", "poly"] | None = None
+    """Of the package: cell type, mono- or polycrystalline."""
+    url: str | None = None
+    """s3://bucket/prefix: everything below it, in the layout that the line prepares."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.package is None) == (self.url is None) or (self.package is None) != (self.select is None):
+            raise ValueError("needs either package and select, or url: s3://bucket/prefix")
+        return self
 
 
 def main(line: str) -> None:
-    """Replace data/raw/<line> by the package's images of one cell type and their labels.csv."""
+    """Replace data/raw/<line> by what its source holds."""
     params = fetch_params(line, FetchParams)
-    package = _package_folder(params.package)
-    with replacing(Path("data/raw") / line) as draft:
+    raw = Path("data/raw") / line
+    if params.url is not None:
+        fetch_bucket(line, params.url, raw)
+    elif params.package is not None:
+        fetch_package(_package_folder(params.package), params.select, raw)
+
+
+def fetch_bucket(line: str, url: str, raw: Path) -> None:
+    """Bring what is new or changed. Unfinished work waits in the work folder for the same command."""
+    place = RunSettings().work / "fetch"
+    work = place / line
+    if raw.is_dir() and not work.exists():  # of an earlier run: what is still right is not downloaded again
+        shutil.copytree(raw, work, copy_function=shutil.copyfile)
+    with progress(f"fetch {line}", total=0) as bar:
+        task = bar.task_ids[0]
+        fetched = Bucket(url, S3Settings()).fetch(
+            work, place / f"{line}.jsonl", lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    with replacing(raw) as draft:
+        shutil.move(work, draft)
+    Console().print(said(line, url, fetched), highlight=False, markup=False, soft_wrap=True)
+
+
+def said(line: str, url: str, fetched: Fetched) -> str:
+    """What was brought, in words."""
+    repeated = ", ".join(f"{count} {reason}" for reason, count in fetched.repeated.most_common())
+    parts = [
+        f"fetch {line}: {fetched.objects} objects of {url}, {fetched.bytes / 1e6:.1f} MB",
+        f"{fetched.here_already} of them were here",
+        f"{fetched.repeated.total()} requests repeated" + (f" ({repeated})" if repeated else ""),
+    ]
+    if fetched.by_size_alone:
+        parts.append(f"{fetched.by_size_alone} could be checked by size alone")
+    if fetched.not_files:
+        parts.append(
+            f"{len(fetched.not_files)} keys left out that cannot be file names, first {fetched.not_files[0]!r}"
+        )
+    return "; ".join(parts)
+
+
+def fetch_package(package: Path, select: str | None, raw: Path) -> None:
+    """Copy the images of one cell type, and write their labels.csv."""
+    with replacing(raw) as draft:
         (draft / "images").mkdir(parents=True)
         with (draft / "labels.csv").open("w", encoding="utf-8", newline="") as file:
             labels = csv.writer(file, lineterminator="\n")
             labels.writerow(["path", "probability", "cell"])
             for cell, (path, probability, kind) in enumerate(_labels(package)):
-                if kind == params.select:
+                if kind == select:
                     copied = f"images/{Path(path).name}"
                     shutil.copyfile(_image(package, path), draft / copied)
                     labels.writerow([copied, probability, cell])

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from tests.data.data_sets import photographs
 from tests.data.raw_folders import encoded, fill, noise, params, plain_folder, write
-from wtflow.data.manifest import MANIFEST_SCHEMA, REJECTED_SCHEMA
+from wtflow.data.manifest import FINDINGS_SCHEMA, MANIFEST_SCHEMA, REJECTED_SCHEMA
 from wtflow.data.prepare import Prepared, prepare
 from wtflow.data.version import data_version
 from wtflow.errors import WTFlowError
@@ -96,6 +98,44 @@ def test_a_group_that_the_own_split_tears_stops_the_stage(tmp_path: Path) -> Non
     views = params(layout="mvtec_ad", group_pattern=r"(view\d+)")
     with pytest.raises(WTFlowError, match=r"group 'view03' are in .* and .*group_pattern"):
         prepare(raw, "alpha", views)
+
+
+def own_splits(raw: Path) -> Path:
+    """Layout `mvtec_loco` without anomalies, filled with noise."""
+    for place, count, seed in (("train", 20, 0), ("validation", 5, 100), ("test", 5, 200)):
+        fill(raw, [f"{place}/good/{number:02d}.png" for number in range(count)], first_seed=seed)
+    write(raw / "defects_config.json", b"[]")
+    (raw / "ground_truth").mkdir()
+    return raw
+
+
+def test_of_the_same_bytes_in_two_splits_the_test_s_stays(tmp_path: Path) -> None:
+    raw = own_splits(tmp_path / "raw")
+    shutil.copy(raw / "test/good/01.png", raw / "train/good/a.png")
+    shutil.copy(raw / "validation/good/01.png", raw / "train/good/b.png")
+    shutil.copy(raw / "test/good/02.png", raw / "validation/good/c.png")
+    found = prepare(raw, "alpha", params(layout="mvtec_loco")).rejected.to_pylist()
+    assert {row["path"]: (row["reason"], row["detail"]) for row in found} == {
+        "train/good/a.png": ("duplicate", "of test/good/01.png, which is in test: it may not be in train too"),
+        "train/good/b.png": (
+            "duplicate",
+            "of validation/good/01.png, which is in calibrate: it may not be in train too",
+        ),
+        "validation/good/c.png": ("duplicate", "of test/good/02.png, which is in test: it may not be in calibrate too"),
+    }
+
+
+def test_a_near_duplicate_in_another_split_is_reported_and_kept(tmp_path: Path) -> None:
+    raw, pictures = own_splits(tmp_path / "raw"), photographs()
+    for path in sorted(raw.rglob("*.png")):
+        write(path, encoded(next(pictures)))
+    write(raw / "test/good/again.jpg", encoded(Image.open(raw / "train/good/07.png"), "JPEG", quality=80))
+    found = prepare(raw, "alpha", params(layout="mvtec_loco", max_rejected_fraction=0.0))
+    assert found.findings.schema.equals(FINDINGS_SCHEMA)
+    (row,) = found.findings.to_pylist()
+    assert (row["path"], row["line"], row["finding"]) == ("test/good/again.jpg", "alpha", "near_duplicate")
+    assert "in test, nearly train/good/07.png in train (likeness 0.99" in row["detail"]
+    assert by_path(found)["test/good/again.jpg"]["split"] == "test"
 
 
 def test_what_the_layout_passes_over_is_rejected_not_lost(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.evaluation import evaluate_pixels, read_mask
+from pipelines.evaluation import ScoredImage, enlarged, evaluate_pixels, read_mask, read_regions
 from tests.pipelines.evaluations import (
     LIMITS,
     SCORES,
@@ -15,12 +16,13 @@ from tests.pipelines.evaluations import (
     scored_images,
     square_mask,
 )
+from wtflow.data.masks import read_saturations
 from wtflow.errors import WTFlowError
-from wtflow.scoring.metrics import PixelResult, auroc
+from wtflow.scoring.metrics import PixelMetrics, PixelResult, SaturatedRegion, auroc
 
 KEYS = {
     "image_auroc", "image_ap", "image_f1", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_aupro_30",
-    "pixel_aupro_05", "threshold",
+    "pixel_aupro_05", "pixel_spro_05", "threshold",
     "target_fpr", "fpr", "tpr", "n_test_normal", "n_test_anomalous", "uncertain_above_threshold", "bundle_digest",
     "seed",
 }  # fmt: skip
@@ -72,7 +74,7 @@ def test_what_the_data_do_not_define_is_none(tmp_path: Path) -> None:
     undefined = {key for key, value in metrics.items() if value is None}
     assert undefined == {
         "image_auroc", "image_ap", "image_f1", "image_f1_max", "tpr", "uncertain_above_threshold",
-        "pixel_auroc", "pixel_ap", "pixel_aupro_30", "pixel_aupro_05",
+        "pixel_auroc", "pixel_ap", "pixel_aupro_30", "pixel_aupro_05", "pixel_spro_05",
     }  # fmt: skip
 
 
@@ -154,3 +156,72 @@ def test_scores_and_counts_by_label(tmp_path: Path) -> None:
         assert sorted(evaluation.scores(label)) == scores
     assert [evaluation.flagged(label) for label in SCORES] == [1, 2, 2]
     assert auroc(evaluation.scores("normal"), evaluation.scores("anomalous")) == pytest.approx(0.825)
+
+
+def loco(raw: Path, kinds: list[dict[str, object]] | None, score: float = 1.0) -> list[ScoredImage]:
+    """An anomalous image whose map lights up in the upper left quarter, with two regions, and a normal one."""
+    image = replace(scored_image(raw, "test/logical_anomalies/000.png", "anomalous", score), mask_path="masks/000")
+    for number, (rows, columns, level) in enumerate(
+        [(slice(0, 16), slice(0, 32), 255), (slice(24, 32), slice(0, 8), 254)]
+    ):
+        pixels = np.zeros((32, 64), dtype=np.uint8)
+        pixels[rows, columns] = level
+        (raw / "masks/000").mkdir(parents=True, exist_ok=True)
+        (raw / f"masks/000/{number:03d}.png").write_bytes(png(Image.fromarray(pixels)))
+    if kinds is not None:
+        (raw / "defects_config.json").write_text(json.dumps(kinds))
+    return [image, scored_image(raw, "test/good/000.png", "normal", 0.1)]
+
+
+def kind(level: int, threshold: float, relative: bool) -> dict[str, object]:
+    return {"pixel_value": level, "saturation_threshold": threshold, "relative_saturation": relative}
+
+
+def test_masks_of_regions_are_united_for_pixel_figures_and_saturate_for_spro(tmp_path: Path) -> None:
+    """By hand: at 32 x 64 the regions have 512 and 64 pixels. The map is flat with one bright quarter (align_corners: 4
+    places over 64 columns), so scores fall from the left to the right; sPRO follows from its definition."""
+    images = loco(tmp_path, [kind(255, 128, False), kind(254, 0.5, True)])
+    found = evaluate_pixels(images, tmp_path, (32, 64), LIMITS)
+    maps = [enlarged(image.verdict.anomaly_map, (32, 64)) for image in images]
+    first, second = np.zeros((2, 32, 64), dtype=bool)
+    first[:16, :32], second[24:32, :8] = True, True
+    reference = PixelMetrics()
+    reference.add_regions(maps[0], [SaturatedRegion(first, 128.0), SaturatedRegion(second, 32.0)])
+    reference.add_regions(maps[1], [])
+    united = PixelMetrics()
+    united.add(maps[0], first | second)
+    united.add(maps[1], np.zeros_like(first))
+    assert found.spro_05 == reference.result().aupro_05
+    assert found.result == united.result()
+    assert found.spro_05 is not None
+    assert found.result.aupro_05 is not None
+    assert found.spro_05 > found.result.aupro_05
+    assert (found.masked, found.left_out) == (1, 0)
+
+
+def test_a_saturation_is_the_same_share_at_every_resolution(tmp_path: Path) -> None:
+    images = loco(tmp_path, [kind(255, 256, False), kind(254, 1000, False)])
+    saturations = read_saturations(tmp_path)
+    for size in ((32, 64), (16, 32)):
+        first, second = read_regions(tmp_path, str(images[0].mask_path), size, LIMITS, saturations)
+        assert first.saturation == pytest.approx(first.mask.sum() / 2)
+        assert second.saturation == second.mask.sum() == 64 / (1024 / (size[0] * size[1] / 2))
+
+
+def test_without_saturations_a_region_is_found_when_all_of_it_is(tmp_path: Path) -> None:
+    images = loco(tmp_path, None)
+    regions = read_regions(tmp_path, str(images[0].mask_path), (32, 64), LIMITS, {})
+    assert [region.saturation for region in regions] == [512.0, 64.0]
+    assert evaluate_pixels(images, tmp_path, (32, 64), LIMITS).spro_05 is not None
+
+
+def test_a_line_without_regions_has_no_spro(tmp_path: Path) -> None:
+    evaluation = evaluation_of(scored_images(tmp_path, masks=True), tmp_path)
+    assert evaluation.pixels.spro_05 is None
+    assert evaluation.metrics()["pixel_spro_05"] is None
+
+
+def test_a_folder_of_masks_is_outlined_as_one(tmp_path: Path) -> None:
+    loco(tmp_path, None)
+    mask = read_mask(tmp_path / "masks/000", (32, 64), LIMITS)
+    assert (mask[0, 0], mask[31, 0], mask[31, 20]) == (True, True, False)

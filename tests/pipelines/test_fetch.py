@@ -102,3 +102,12 @@ def test_a_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     with pytest.raises(WTFlowError, match="pip install elpv-dataset"):
         fetch.main("solar-mono")
+
+
+@pytest.mark.parametrize(
+    "source", ["{}", "{package: elpv-dataset}", "{package: elpv-dataset, select: mono, url: 's3://b'}"]
+)
+def test_a_line_has_one_source(source: str) -> None:
+    Path("params.yaml").write_text(PARAMS.replace("{package: elpv-dataset, select: mono}", source))
+    with pytest.raises(WTFlowError, match=r"fetch\.solar-mono.*either package and select, or url: s3://bucket/prefix"):
+        fetch.main("solar-mono")

@@ -23,7 +23,9 @@ from wtflow.params import Section
 
 Split = Literal["train", "calibrate", "test"]
 Label = Literal["normal", "anomalous", "uncertain"]
-Layout = Literal["elpv", "mvtec_ad", "folder"]
+Layout = Literal[
+    "elpv", "mvtec_ad", "mpdd", "visa", "mvtec_loco", "mvtec_3d", "mvtec_ad_2", "folder", "csv"
+]  # fmt: skip
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 MANIFEST_SCHEMA = pa.schema(
@@ -48,6 +50,11 @@ REJECTED_SCHEMA = pa.schema(
 )
 """reason: a stable word; detail: what exactly, for a person."""
 
+FINDINGS_SCHEMA = pa.schema(
+    [pa.field(name, pa.string(), nullable=False) for name in ("path", "line", "finding", "detail")]
+)
+"""What a person should know of images that are used: finding is a stable word, detail says what exactly."""
+
 
 class PrepareParams(Section):
     """How raw images become a manifest."""
@@ -57,13 +64,14 @@ class PrepareParams(Section):
     test_fraction: Share
     """Share of the groups whose normals are test images, where the data set has no split of its own."""
     calibrate_fraction: Annotated[float, Field(gt=0.0, lt=1.0)]
-    """Share of the groups whose normals calibrate the threshold: of all groups, or of those in `train/`."""
+    """Share of the groups whose normals calibrate the threshold: of all groups, or of those in the data set's own
+    train split. Not used where the data set has a validation split: that one calibrates."""
     salt: str
     """Another salt draws another split."""
     group_block: Annotated[int, Field(gt=0)]
     """elpv: so many consecutive cells are one group."""
     group_pattern: str | None = None
-    """mvtec_ad, folder: a regular expression searched in the file name without its suffix; its first bracket
+    """All but elpv: a regular expression searched in the file name without its suffix; its first bracket
     is the group (part, view, lot). Without it every image is a group of its own."""
     max_rejected_fraction: Annotated[float, Field(ge=0.0, le=1.0)]
     """The stage stops when a larger share of the images found is rejected."""
@@ -143,6 +151,16 @@ def write_rejected(table: pa.Table, path: Path) -> None:
 def read_rejected(path: Path) -> pa.Table:
     """Read what `write_rejected` wrote."""
     return _read(path, REJECTED_SCHEMA)
+
+
+def write_findings(table: pa.Table, path: Path) -> None:
+    """Write a table of `FINDINGS_SCHEMA` in one step."""
+    _write(table, path)
+
+
+def read_findings(path: Path) -> pa.Table:
+    """Read what `write_findings` wrote."""
+    return _read(path, FINDINGS_SCHEMA)
 
 
 def split_of(group: str, params: PrepareParams) -> Split:

@@ -1,6 +1,8 @@
 """Raw images -> manifest and rejected images. Nothing that was found is lost between the two.
 
 layout --SourceImage--> scan (read once, SHA-256, decode) --> copies out --> split by group --> manifest
+
+What a person should know of images that are used all the same (`Finding`) is told beside them.
 """
 
 from collections import Counter, defaultdict
@@ -11,23 +13,43 @@ from typing import Any
 
 import pyarrow as pa
 
-from wtflow.data.manifest import REJECTED_SCHEMA, Manifest, PrepareParams, Split, cut_from_train, split_of
+from wtflow.data.likeness import near_duplicates
+from wtflow.data.manifest import (
+    FINDINGS_SCHEMA,
+    REJECTED_SCHEMA,
+    Manifest,
+    PrepareParams,
+    Split,
+    cut_from_train,
+    split_of,
+)
 from wtflow.data.scan import Rejection, Scanned, scan, storable
-from wtflow.data.sources.layouts import LAYOUTS
+from wtflow.data.sources.layouts import LAYOUTS, PASSED_OVER
 from wtflow.data.sources.source_image import SourceImage
-from wtflow.data.tree import files, linked_folders, visible
+from wtflow.data.tree import files, is_image, linked_folders
 from wtflow.data.version import data_version
 from wtflow.errors import WTFlowError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+KEPT_FIRST: tuple[Split | None, ...] = ("test", "calibrate", "train", None)
+"""Of copies in several splits of the data set's own, which one stays."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is odd about an image that is used: `empty_mask`, `no_mask` or `near_duplicate`."""
+
+    path: str
+    finding: str
+    detail: str
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the prepare stage leaves; `rejected` has the columns of `REJECTED_SCHEMA`, sorted by path."""
+    """What the prepare stage leaves; `rejected` and `findings` have the columns of their schemas, sorted by path."""
 
     manifest: Manifest
     rejected: pa.Table
+    findings: pa.Table
 
 
 def prepare(
@@ -49,7 +71,7 @@ def prepare(
             f"or copy your own there and type: dvc add {raw}"
         )
     sources = sorted(LAYOUTS[params.layout](raw, params), key=lambda source: source.path)
-    rejected = _not_in_layout(raw, sources)
+    rejected = _not_in_layout(raw, sources, params)
     found = len(sources) + len(rejected)
     scanned: list[Scanned] = []
     for done, outcome in enumerate(scan(raw, sources, params.limits), start=1):
@@ -62,18 +84,24 @@ def prepare(
     usable, set_aside = _distinct(scanned)
     rejected += set_aside
     _check_rejected(raw, found, rejected, params)
-    rows = [_row(image, line, params) for image in usable]
+    own = any(source.split == "calibrate" for source in sources)
+    rows = [_row(image, line, params, own) for image in usable]
     _check_splits(raw, line, rows)
-    return Prepared(Manifest.of_rows(rows, line, version), _rejected_table(rejected, line))
+    findings = [*_mask_findings(usable), *_leaks(usable, [row["split"] for row in rows])]
+    manifest = Manifest.of_rows(rows, line, version)
+    return Prepared(manifest, _table(rejected, line, REJECTED_SCHEMA), _table(findings, line, FINDINGS_SCHEMA))
 
 
-def _not_in_layout(raw: Path, sources: Iterable[SourceImage]) -> list[Rejection]:
-    """Image files that the layout passes over (misnamed folders, masks of no image), and linked folders."""
+def _not_in_layout(raw: Path, sources: Iterable[SourceImage], params: PrepareParams) -> list[Rejection]:
+    """Image files that the layout gives no meaning (misnamed folders, masks of no image), and linked folders."""
     named = {path for source in sources for path in (source.path, source.mask_path) if path}
+    passed_over = PASSED_OVER.get(params.layout)
     strays = [
         Rejection(storable(path), "not_in_layout", "an image file in a place that the layout gives no meaning")
         for path in files(raw)
-        if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES and visible(path) and path not in named
+        if is_image(path)
+        and named.isdisjoint((path, PurePosixPath(path).parent.as_posix()))
+        and not (passed_over and passed_over.fullmatch(path))
     ]
     links = [
         Rejection(storable(path), "linked_folder", "neither DVC nor this stage follows it: copy its images here")
@@ -94,19 +122,27 @@ def _distinct(scanned: Iterable[Scanned]) -> tuple[list[Scanned], list[Rejection
             rejected += [Rejection(image.source.path, "contradictory", detail) for image in same]
             continue
         rejected += [image.fault for image in same if image.fault]
-        sound = [image for image in same if not image.fault]
+        sound = sorted((image for image in same if not image.fault), key=lambda i: KEPT_FIRST.index(i.source.split))
         usable += sound[:1]
-        rejected += [Rejection(i.source.path, "duplicate", f"of {sound[0].source.path}") for i in sound[1:]]
+        rejected += [_copy(image.source, sound[0].source) for image in sound[1:]]
     return usable, rejected
 
 
-def _row(image: Scanned, line: str, params: PrepareParams) -> dict[str, Any]:
+def _copy(source: SourceImage, kept: SourceImage) -> Rejection:
+    leak = "" if source.split == kept.split else f", which is in {kept.split}: it may not be in {source.split} too"
+    return Rejection(source.path, "duplicate", f"of {kept.path}{leak}")
+
+
+def _row(image: Scanned, line: str, params: PrepareParams, own_calibrate: bool) -> dict[str, Any]:
+    """`own_calibrate`: the data set says itself which images calibrate."""
     source = image.source
     split: Split = "test"
     if source.label == "normal" and source.split is None:
         split = split_of(source.group, params)
-    elif source.label == "normal" and source.split == "train":
+    elif source.label == "normal" and source.split == "train" and not own_calibrate:
         split = cut_from_train(source.group, params)
+    elif source.label == "normal" and source.split:
+        split = source.split
     return {
         "image_id": image.image_id,
         "path": source.path,
@@ -162,6 +198,36 @@ def _check_splits(raw: Path, line: str, rows: Sequence[Mapping[str, Any]]) -> No
         )
 
 
-def _rejected_table(rejected: Iterable[Rejection], line: str) -> pa.Table:
-    rows = [{"line": line, **asdict(rejection)} for rejection in sorted(rejected, key=lambda one: one.path)]
-    return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
+def _mask_findings(usable: Sequence[Scanned]) -> list[Finding]:
+    """Anomalous images of which nobody says where: their mask marks nothing, or they have none though others do."""
+    anomalous = [image for image in usable if image.source.label == "anomalous"]
+    masked = any(image.source.mask_path for image in anomalous)
+    empty = [
+        Finding(i.source.path, "empty_mask", f"{i.source.mask_path} marks nothing: no pixel figure knows the image")
+        for i in anomalous
+        if i.source.mask_path and not i.marked
+    ]
+    missing = [
+        Finding(i.source.path, "no_mask", "others of the line have one: no pixel figure knows the image")
+        for i in anomalous
+        if masked and not i.source.mask_path
+    ]
+    return empty + missing
+
+
+def _leaks(usable: Sequence[Scanned], splits: Sequence[str]) -> list[Finding]:
+    """Images of calibrate or test that are nearly one of the splits before."""
+    return [
+        Finding(
+            usable[pair.image].source.path,
+            "near_duplicate",
+            f"in {splits[pair.image]}, nearly {usable[pair.other].source.path} in {splits[pair.other]} "
+            f"(likeness {pair.likeness:.4f}): if they show one part, give them one group",
+        )
+        for pair in near_duplicates([image.thumbnail_YX for image in usable], splits)
+    ]
+
+
+def _table(rows: Iterable[Rejection | Finding], line: str, schema: pa.Schema) -> pa.Table:
+    ordered = sorted(rows, key=lambda one: one.path)
+    return pa.Table.from_pylist([{"line": line, **asdict(row)} for row in ordered], schema=schema)

@@ -1,13 +1,18 @@
 """Every image of a raw folder read once: is it whole, how large is it, which bytes are it?"""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wtflow.artefact import sha256_bytes
 from wtflow.data.images import ImageLimits, decode
+from wtflow.data.likeness import thumbnail
+from wtflow.data.masks import SATURATIONS, mask_files, read_marks, read_saturations
 from wtflow.data.sources.source_image import SourceImage
 from wtflow.data.version import md5_bytes
 from wtflow.errors import ImageError
@@ -39,40 +44,66 @@ class Scanned:
     height: int
     fault: Rejection | None
     """Why it is of no use all the same: its mask, its group."""
+    marked: bool
+    """Whether its mask marks a pixel."""
     md5s: dict[str, str]
     """Of every file read for it, by path."""
+    thumbnail_YX: NDArray[np.uint8] = field(compare=False)
+    """See `wtflow.data.likeness`."""
 
 
 def scan(raw: Path, sources: Sequence[SourceImage], limits: ImageLimits) -> Iterator[Scanned | Rejection]:
     """Read, hash and decode every image of `raw`, a few at once; outcomes in the order of `sources`."""
     root = raw.resolve()
+    kinds = read_saturations(root) if (root / SATURATIONS).is_file() else {}
     with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(lambda source: _scan_one(root, source, limits), sources)
+        yield from pool.map(lambda source: _scan_one(root, source, kinds, limits), sources)
 
 
-def _scan_one(root: Path, source: SourceImage, limits: ImageLimits) -> Scanned | Rejection:
+def _scan_one(root: Path, source: SourceImage, kinds: Collection[int], limits: ImageLimits) -> Scanned | Rejection:
     try:
         data = _read(root, source.path, limits)
-        width, height = decode(data, limits).size
+        picture = decode(data, limits)
     except ImageError as error:
         return Rejection(storable(source.path), error.reason, str(error))
     md5s = {source.path: md5_bytes(data)}
-    fault = None
+    fault, marked = None, False
     if not source.group:
         fault = Rejection(source.path, "no_group", "prepare.group_pattern finds no group in its name")
     if source.mask_path:
         try:
-            mask = _read(root, source.mask_path, limits)
-            md5s[source.mask_path] = md5_bytes(mask)
-            _check_mask(decode(mask, limits).size, (width, height))
+            marked = _check_masks(root, source.mask_path, picture.size, kinds, limits, md5s)
         except ImageError as error:
-            fault = Rejection(source.path, "bad_mask", f"{source.mask_path}: {error}")
-    return Scanned(source, sha256_bytes(data), width, height, fault, md5s)
+            fault = Rejection(source.path, "bad_mask", str(error))
+    return Scanned(source, sha256_bytes(data), *picture.size, fault, marked, md5s, thumbnail(picture))
 
 
-def _check_mask(size: tuple[int, int], image_size: tuple[int, int]) -> None:
-    if size != image_size:
-        raise ImageError("bad_mask", "{} x {} pixels, its image {} x {}".format(*size, *image_size))
+def _check_masks(
+    root: Path,
+    mask_path: str,
+    size: tuple[int, int],
+    kinds: Collection[int],
+    limits: ImageLimits,
+    md5s: dict[str, str],
+) -> bool:
+    """Whether any pixel is marked. Notes the MD5 of the files read; a file of no use is an `ImageError`."""
+    paths, marked = mask_files(root, mask_path), False
+    if not paths:
+        raise ImageError("bad_mask", f"{mask_path}: no mask in this folder")
+    for path in paths:
+        try:
+            data = _read(root, path, limits)
+            md5s[path] = md5_bytes(data)
+            marks = read_marks(data, limits)
+        except ImageError as error:
+            raise ImageError("bad_mask", f"{path}: {error}") from None
+        height, width = marks.pixels_YX.shape
+        if (width, height) != size:
+            raise ImageError("bad_mask", f"{path}: {width} x {height} pixels, its image {size[0]} x {size[1]}")
+        if kinds and marks.level and paths != [mask_path] and marks.level not in kinds:
+            raise ImageError("bad_mask", f"{path}: grey level {marks.level} is no pixel_value of {SATURATIONS}")
+        marked = marked or bool(marks.pixels_YX.any())
+    return marked
 
 
 def _read(root: Path, path: str, limits: ImageLimits) -> bytes:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 NOT_DATA = frozenset({".git", ".hg", ".dvc"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 
 
 def files(folder: Path) -> list[str]:
@@ -19,6 +20,11 @@ def linked_folders(folder: Path) -> list[str]:
 def visible(path: str) -> bool:
     """Whether no part of the path begins with a dot."""
     return not any(part.startswith(".") for part in PurePosixPath(path).parts)
+
+
+def is_image(path: str) -> bool:
+    """Whether the name is that of a visible image file; what is inside has to be seen."""
+    return visible(path) and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _walk(folder: Path) -> tuple[list[str], list[str]]:

@@ -5,12 +5,12 @@ all cells of the data set from 0, in file order. Neighbours come from one module
 consecutive cells.
 """
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 
 from wtflow.data.manifest import Label, PrepareParams
 from wtflow.data.sources.source_image import SourceImage
+from wtflow.data.sources.table import rows
 from wtflow.errors import WTFlowError
 
 COLUMNS = ("path", "probability", "cell")
@@ -24,26 +24,14 @@ JUDGEMENTS: tuple[tuple[float, Label, str], ...] = (
 
 def images(raw: Path, params: PrepareParams) -> Iterator[SourceImage]:
     """One image a row of labels.csv. No split of its own, no masks."""
-    path = raw / "labels.csv"
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise WTFlowError(f"{path}: first line has to be {','.join(COLUMNS)}, found {reader.fieldnames}.")
-            for row in reader:
-                yield _image(row, f"{path}:{reader.line_num}", params)
-    except FileNotFoundError:
-        raise WTFlowError(
-            f"{path}: not there, layout elpv needs it. Type: dvc repro fetch, or name the layout."
-        ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise WTFlowError(f"{path}: not a CSV file in UTF-8 ({error}).") from None
+    for where, row in rows(raw / "labels.csv", "elpv", COLUMNS):
+        yield _image(row, where, params)
 
 
 def _image(row: dict[str, str], where: str, params: PrepareParams) -> SourceImage:
     try:
         probability, cell = float(row["probability"]), int(row["cell"])
-    except (TypeError, ValueError):
+    except ValueError:
         raise WTFlowError(f"{where}: probability has to be a number and cell a whole one, found {row}.") from None
     for value, label, defect in JUDGEMENTS:
         if abs(probability - value) < 1e-3 and cell >= 0:

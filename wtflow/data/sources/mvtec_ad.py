@@ -8,16 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from wtflow.data.manifest import PrepareParams
-from wtflow.data.sources.source_image import SourceImage, group_of
+from wtflow.data.sources.source_image import SourceImage, group_of, need_folders
 from wtflow.data.tree import files, visible
-from wtflow.errors import WTFlowError
 
 
 def images(raw: Path, params: PrepareParams) -> Iterator[SourceImage]:
     """Every visible file of train/good and test/<any>. Masks may be empty (all 0)."""
-    for folder in ("train/good", "test"):
-        if not (raw / folder).is_dir():
-            raise WTFlowError(f"{raw}: no folder {folder}/, which layout mvtec_ad needs. Add it, or name the layout.")
+    need_folders(raw, params.layout, "train/good", "test")
     for path in filter(visible, files(raw)):
         match PurePosixPath(path).parts:
             case ("train", "good", _, *_):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from wtflow.data.manifest import Label, PrepareParams, Split
+from wtflow.errors import WTFlowError
 
 
 @dataclass(frozen=True)
@@ -16,12 +17,14 @@ class SourceImage:
     group: str
     """Images that may not be parted between train, calibrate and test; "" if its name does not tell."""
     split: Split | None
-    """The data set's own split, None where it has none. `train` may still be cut into train and calibrate."""
+    """The data set's own split, None where it has none. `train` is cut into train and calibrate if no image of the
+    data set is in `calibrate`."""
     label: Label
     defect: str
     """Kind of defect, "" for normal."""
     mask_path: str | None
-    """Where the mask has to be; None where the layout has no mask for this image."""
+    """Where the mask has to be: a file, or a folder with a file a region; None where the layout has no mask for this
+    image."""
 
 
 Source = Callable[[Path, PrepareParams], Iterator[SourceImage]]
@@ -35,3 +38,10 @@ def group_of(path: str, params: PrepareParams) -> str:
         return place.with_suffix("").as_posix()
     match = re.search(params.group_pattern, place.stem)
     return (match[1] or "") if match else ""
+
+
+def need_folders(raw: Path, layout: str, *folders: str) -> None:
+    """Raise unless `raw` has these folders."""
+    for folder in folders:
+        if not (raw / folder).is_dir():
+            raise WTFlowError(f"{raw}: no folder {folder}/, which layout {layout} needs. Add it, or name the layout.")

@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.data_sets import BAR, SIDE, bar_mask
+from tests.data.raw_folders import encoded, fill, write
+from wtflow.data.images import ImageLimits
+from wtflow.data.masks import Saturation, mask_files, read_marks, read_saturations
+
+LIMITS = ImageLimits()
+EXPECTED = np.zeros((SIDE, SIDE), dtype=bool)
+EXPECTED[BAR] = True
+
+
+@pytest.mark.parametrize("level", [1, 7, 127, 128, 255])
+def test_black_and_white_and_numbers_of_defects_mark_alike(level: int) -> None:
+    marks = read_marks(bar_mask(level), LIMITS)
+    np.testing.assert_array_equal(marks.pixels_YX, EXPECTED)
+    assert marks.level == level
+
+
+def test_in_black_and_white_dark_grey_is_no_defect() -> None:
+    pixels = np.where(EXPECTED, 255, 90).astype(np.uint8)
+    np.testing.assert_array_equal(read_marks(encoded(Image.fromarray(pixels)), LIMITS).pixels_YX, EXPECTED)
+
+
+def test_in_a_palette_every_colour_but_black_marks() -> None:
+    numbers = Image.fromarray(EXPECTED.astype(np.uint8) * 8)
+    numbers.putpixel((0, 0), 1)
+    numbers.putpalette([0, 0, 0, 200, 0, 0, *[0] * 18, 64, 0, 0])
+    found = read_marks(encoded(numbers), LIMITS).pixels_YX
+    assert found[0, 0]
+    np.testing.assert_array_equal(found[1:], EXPECTED[1:])
+
+
+def test_an_empty_mask_marks_nothing() -> None:
+    assert not read_marks(bar_mask(0), LIMITS).pixels_YX.any()
+
+
+def test_a_folder_stands_for_the_images_in_it(tmp_path: Path) -> None:
+    fill(tmp_path, ["m/001.png", "m/000.png", "m/.hidden.png", "single.png"])
+    write(tmp_path / "m/Thumbs.db", b"")
+    assert mask_files(tmp_path, "m") == ["m/000.png", "m/001.png"]
+    assert mask_files(tmp_path, "single.png") == ["single.png"]
+    assert mask_files(tmp_path, "nowhere.png") == ["nowhere.png"]
+
+
+def test_saturations_are_found_by_grey_level(tmp_path: Path) -> None:
+    kinds = [
+        {"defect_name": "a", "pixel_value": 255, "saturation_threshold": 2000, "relative_saturation": False},
+        {"defect_name": "b", "pixel_value": 254, "saturation_threshold": 1.0, "relative_saturation": True},
+    ]
+    write(tmp_path / "defects_config.json", json.dumps(kinds).encode())
+    assert read_saturations(tmp_path) == {255: Saturation(2000.0, False), 254: Saturation(1.0, True)}

@@ -1,0 +1,323 @@
+"""Against an S3 server over HTTP, with a proxy between that fails as networks and servers do."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from pipelines import fetch
+from pipelines.adapters.s3 import Bucket, Fetched, S3Settings
+from tests.data import data_sets
+from tests.data.raw_folders import encoded, noise, params
+from tests.pipelines.faulty_proxy import Fault, Proxy, proxy
+from wtflow.data.prepare import prepare
+from wtflow.errors import WTFlowError
+
+REPOSITORY = Path(__file__).parents[2]
+QUICK = S3Settings(connections=4, timeout=60.0, attempts=8, pause=0.01)
+CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+LINE = "{prepare: {}, extract: {}, train: {}, evaluate: {}, register: {}}"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[int]:
+    """Port of an S3 server in this process."""
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    yield moto.get_host_and_port()[1]
+    moto.stop()
+
+
+@pytest.fixture
+def s3(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """The proxy, which AWS_ENDPOINT_URL names."""
+    with proxy(server) as between:
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": between.url}.items():
+            monkeypatch.setenv(name, value)
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+            monkeypatch.delenv(name, raising=False)
+        yield between
+
+
+@pytest.fixture
+def bucket(s3: Proxy, server: int, request: pytest.FixtureRequest) -> Any:
+    """An empty bucket of this test's own, to put objects into, past the proxy."""
+    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{server}")
+    name = f"b{abs(hash(request.node.nodeid)):x}"
+    client.create_bucket(Bucket=name)
+    return boto3.resource("s3", endpoint_url=f"http://127.0.0.1:{server}").Bucket(name)
+
+
+def filled(bucket: Any, count: int = 20, prefix: str = "line/") -> dict[str, bytes]:
+    """Puts objects, and says what the folder has to hold."""
+    names = [f"good/teil {number:03d} größe.png" for number in range(count)]
+    content = {name: encoded(noise(number)) for number, name in enumerate(names)}
+    for name, data in content.items():
+        bucket.put_object(Key=prefix + name, Body=data)
+    return content
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def once(fault: str, *names: str) -> Fault:
+    """This fault, the first time that a path with each of these names is asked for."""
+    left = set(names)
+
+    def choose(method: str, path: str) -> str | None:
+        hit = {name for name in left if name in path}
+        left.difference_update(hit)
+        return fault if hit else None
+
+    return choose
+
+
+def fetched(bucket: Any, folder: Path, prefix: str = "line/", settings: S3Settings = QUICK) -> Fetched:
+    url = f"s3://{bucket.name}/{prefix}"
+    return Bucket(url, settings).fetch(folder, folder.with_suffix(".jsonl"), lambda done, total: None)
+
+
+def test_what_is_below_the_prefix_becomes_a_folder(bucket: Any, tmp_path: Path) -> None:
+    content = filled(bucket) | {"empty.txt": b""}
+    bucket.put_object(Key="line/empty.txt", Body=b"")
+    bucket.put_object(Key="line/good/", Body=b"")  # the mark of a folder
+    bucket.put_object(Key="line2/other.png", Body=b"of another line")
+    heard: list[tuple[int, int]] = []
+    result = Bucket(f"s3://{bucket.name}/line", QUICK).fetch(
+        tmp_path / "raw", tmp_path / "notes", lambda *counts: heard.append(counts)
+    )
+    assert held(tmp_path / "raw") == content
+    assert heard == [(done, 21) for done in range(22)]
+    assert (result.objects, result.bytes) == (21, sum(map(len, content.values())))
+    assert (result.here_already, result.by_size_alone, result.not_files) == (0, 0, [])
+    assert result.repeated.total() == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("500", "status 500"),
+        ("503", "status 503"),
+        ("cut", None),
+        ("long", None),
+        ("short", "wrong bytes"),
+        ("flip", "wrong bytes"),
+    ],
+)
+def test_a_passing_fault_is_repeated_counted_and_leaves_no_wrong_byte(
+    s3: Proxy, bucket: Any, tmp_path: Path, fault: str, reason: str | None
+) -> None:
+    content = filled(bucket, 6)
+    s3.fault = once(fault, "003", "005")
+    result = fetched(bucket, tmp_path / "raw")
+    assert held(tmp_path / "raw") == content
+    assert s3.done[fault] == result.repeated.total() == 2
+    if reason:
+        assert result.repeated == {reason: 2}
+
+
+def test_a_body_that_comes_to_a_halt_is_asked_for_again(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
+    content = filled(bucket, 6)
+    s3.fault = once("slow", "003", "005")
+    result = fetched(bucket, tmp_path / "raw", settings=QUICK.model_copy(update={"timeout": 1.0, "attempts": 50}))
+    assert held(tmp_path / "raw") == content
+    assert result.repeated["read timeout"] >= 2
+
+
+@pytest.mark.parametrize("fault", ["500", "cut", "garbage"])
+def test_the_listing_is_repeated_too_and_goes_on_page_by_page(
+    s3: Proxy, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    content = filled(bucket, 12)
+    monkeypatch.setattr("moto.settings.get_s3_default_max_keys", lambda: 5)
+    turn = iter([fault, None, fault, None, None])
+    s3.fault = lambda method, path: next(turn, None) if "list-type=2" in path else None
+    result = fetched(bucket, tmp_path / "raw")
+    assert held(tmp_path / "raw") == content
+    assert result.repeated.total() == 2
+
+
+def test_with_a_fifth_of_the_requests_failing_the_result_is_the_same(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
+    content = filled(bucket, 150)
+    dice = random.Random(5)
+    faults = ("500", "503", "cut", "short", "long", "flip")
+    s3.fault = lambda method, path: (
+        dice.choice(faults if "list-type" not in path else faults[:3]) if dice.random() < 0.2 else None
+    )
+    result = fetched(bucket, tmp_path / "raw", settings=QUICK.model_copy(update={"attempts": 20}))
+    assert held(tmp_path / "raw") == content
+    failed = sum(count for fault, count in s3.done.items() if fault)
+    assert result.repeated.total() == failed > 20
+    assert f"{failed} requests repeated (" in fetch.said("line", "s3://b", result)
+
+
+def test_a_server_that_never_recovers_ends_with_what_failed(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
+    content = filled(bucket, 5)
+    s3.fault = lambda method, path: "503" if "003" in path else None
+    with pytest.raises(WTFlowError, match=r"teil 003 größe\.png': 8 attempts failed.*SlowDown.*same command again"):
+        fetched(bucket, tmp_path / "raw")
+    assert held(tmp_path / "raw").items() <= content.items()
+
+
+def test_expired_credentials_end_at_once_and_a_renewal_goes_on(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
+    content = filled(bucket, 30)
+    s3.fault = lambda method, path: "expired" if s3.asked["GET"] > 12 else None
+    with pytest.raises(WTFlowError, match=r"ExpiredToken.*AWS_SESSION_TOKEN \(has it expired\?\)"):
+        fetched(bucket, tmp_path / "raw")
+    assert s3.asked["GET"] < 25  # nobody asked again and again
+    s3.fault = lambda method, path: None
+    assert fetched(bucket, tmp_path / "raw").here_already >= 8
+    assert held(tmp_path / "raw") == content
+
+
+def test_what_is_here_is_not_downloaded_again_and_what_changed_is(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
+    content, raw = filled(bucket, 10), tmp_path / "raw"
+    fetched(bucket, raw)
+    before = s3.asked["GET"]
+    assert fetched(bucket, raw).here_already == 10
+    assert s3.asked["GET"] == before + 1  # the listing
+    names = sorted(content)
+    bucket.Object(f"line/{names[0]}").delete()
+    bucket.put_object(Key=f"line/{names[1]}", Body=b"new")
+    bucket.put_object(Key="line/more/11.png", Body=b"eleven")
+    (raw / names[2]).write_bytes(content[names[2]][:-1] + b"?")  # of the right size, damaged here
+    (raw / names[3]).write_bytes(b"cut")
+    (raw / f"{names[4]}.tmp-0123").write_bytes(b"of a killed run")
+    (raw / "more").write_bytes(b"a file where a folder belongs")
+    assert fetched(bucket, raw).here_already == 6
+    del content[names[0]]
+    assert held(raw) == content | {names[1]: b"new", "more/11.png": b"eleven"}
+
+
+def test_an_object_of_several_parts_is_checked_and_remembered(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
+    data = random.Random(0).randbytes(11_000_000)
+    upload = bucket.Object("line/large.bin").initiate_multipart_upload()
+    parts = []
+    for number, (start, end) in enumerate([(0, 5 << 20), (5 << 20, 10_900_000), (10_900_000, 11_000_000)], start=1):
+        answer = upload.Part(number).upload(Body=data[start:end])
+        parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+    upload.complete(MultipartUpload={"Parts": parts})
+    turn = iter([None, "flip"])
+    s3.fault = lambda method, path: next(turn, None)
+    result = fetched(bucket, tmp_path / "raw")
+    assert held(tmp_path / "raw") == {"large.bin": data}
+    assert (result.repeated["wrong bytes"], result.by_size_alone) == (1, 0)
+    assert fetched(bucket, tmp_path / "raw").here_already == 1
+    tmp_path.joinpath("raw.jsonl").write_text('{"path": "large.b')  # torn by a kill
+    assert fetched(bucket, tmp_path / "raw").here_already == 0
+
+
+def test_keys_that_are_no_file_names_are_left_out_and_named(bucket: Any, tmp_path: Path) -> None:
+    content = filled(bucket, 2)
+    for key in ("line/a//b.png", f"line/{'x' * 300}.png"):
+        bucket.put_object(Key=key, Body=b"x")
+    result = fetched(bucket, tmp_path / "raw")
+    assert held(tmp_path / "raw") == content
+    assert len(result.not_files) == 2
+    assert "2 keys left out that cannot be file names, first 'line/a//b.png'" in fetch.said("line", "s3://b", result)
+
+
+@pytest.mark.parametrize("key", ["line/../../up.png", "line/./a.png", "line//etc/x", "line/a\0b"])
+def test_no_key_leads_out_of_the_folder(s3: Proxy, key: str) -> None:
+    one = Bucket("s3://bucket/line", QUICK)
+    assert one._path(key) is None
+    assert one.fetched.not_files == [key]
+
+
+def test_a_name_that_is_file_and_folder_is_refused(bucket: Any, tmp_path: Path) -> None:
+    for key in ("line/a", "line/a/b.png"):
+        bucket.put_object(Key=key, Body=b"x")
+    with pytest.raises(WTFlowError, match=r"'a' is an object, and a folder of 'a/b\.png'"):
+        fetched(bucket, tmp_path / "raw")
+
+
+def test_what_cannot_be_read_says_what_to_look_at(
+    s3: Proxy, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url in ("http://bucket/x", "s3:/bucket", "s3://", "bucket"):
+        with pytest.raises(WTFlowError, match="not the address of a bucket"):
+            Bucket(url, QUICK)
+    with pytest.raises(WTFlowError, match="no object there"):
+        fetched(bucket, tmp_path / "raw", "nothing")
+    with pytest.raises(WTFlowError, match=r"NoSuchBucket.*name of the bucket"):
+        Bucket("s3://no-such-bucket", QUICK).listing()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(WTFlowError, match=r"2 attempts failed.*127\.0\.0\.1:9"):
+        Bucket("s3://bucket", QUICK.model_copy(update={"attempts": 2})).listing()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(WTFlowError, match=r"no credentials\. Set AWS_ACCESS_KEY_ID"):
+        Bucket("s3://bucket", QUICK).listing()
+
+
+def project(root: Path, url: str) -> None:
+    root.mkdir(exist_ok=True)
+    (root / "params.yaml").write_text(f"fetch:\n  bottles: {{url: '{url}'}}\nlines:\n  bottles: {LINE}\n")
+
+
+def test_a_bucket_stands_before_any_layout(
+    bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data_sets.mvtec_loco(tmp_path / "source", 0, 20)
+    for name, data in held(tmp_path / "source").items():
+        bucket.put_object(Key=f"loco/{name}", Body=data)
+    project(tmp_path / "project", f"s3://{bucket.name}/loco")
+    monkeypatch.chdir(tmp_path / "project")
+    fetch.main("bottles")
+    settings = params(layout="mvtec_loco", max_rejected_fraction=0.0)
+    here = prepare(Path("data/raw/bottles"), "bottles", settings)
+    assert here.manifest.digest == prepare(tmp_path / "source", "bottles", settings).manifest.digest
+    bucket.put_object(Key="loco/train/good/900.png", Body=encoded(noise(900)))
+    fetch.main("bottles")
+    assert "0 of them were here" in (shown := capsys.readouterr().out)
+    assert f"{len(held(tmp_path / 'source'))} of them were here; 0 requests repeated" in shown
+    assert Path("data/raw/bottles/train/good/900.png").is_file()
+    assert not Path(".wtflow/fetch/bottles").exists()
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_cost_nothing_that_was_whole(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
+    content = filled(bucket, 80)
+    project(tmp_path, f"s3://{bucket.name}/line")
+    command = [sys.executable, "-m", "pipelines.fetch", "bottles"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "WTFLOW_S3_CONNECTIONS": "2"}
+    dice, killed = random.Random(3), 0
+
+    def slowly(method: str, path: str) -> None:
+        time.sleep(0.02)
+
+    s3.fault = slowly
+    for goal in (5, 20, 45, 70):  # in the midst of the download, at a moment that nobody chose
+        run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        work = tmp_path / ".wtflow/fetch/bottles"
+        while run.poll() is None and len(held(work) if work.is_dir() else ()) < goal:
+            time.sleep(0.01)
+        time.sleep(dice.uniform(0, 0.1))
+        run.send_signal(signal.SIGKILL)
+        run.communicate()
+        killed += run.returncode == -signal.SIGKILL
+        assert not (tmp_path / "data/raw/bottles").exists()
+    assert killed == 4
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert held(tmp_path / "data/raw/bottles") == content
+    here = int(done.stdout.split(" of them were here")[0].rpartition(" ")[2])
+    assert 60 < here < 80

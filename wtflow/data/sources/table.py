@@ -1,0 +1,32 @@
+"""The tables that some data sets bring: CSV in UTF-8, a header line first."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from wtflow.errors import WTFlowError
+
+
+def rows(
+    path: Path, layout: str, columns: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row with where it stands, `file:line`. All `columns` have to be there, others only if they are `optional`;
+    an optional one that is missing, or a field that the row leaves out, is empty."""
+    also = f" (and may have {', '.join(optional)})" if optional else ""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            found = list(reader.fieldnames or ())
+            if set(columns) - set(found) or set(found) - {*columns, *optional} or len(found) > len(set(found)):
+                raise WTFlowError(f"{path}: first line has to be {','.join(columns)}{also}, found {found}.")
+            for row in reader:
+                where = f"{path}:{reader.line_num}"
+                if None in row:
+                    raise WTFlowError(f"{where}: more fields than columns. Put a text that has a comma into quotes.")
+                yield where, {**dict.fromkeys(optional, ""), **row}
+    except FileNotFoundError:
+        raise WTFlowError(
+            f"{path}: not there, layout {layout} needs it. Type: dvc repro fetch, or name the layout."
+        ) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise WTFlowError(f"{path}: not a CSV file in UTF-8 ({error}).") from None
