@@ -56,7 +56,7 @@ def claims(rows: Sequence[Row], ours: str = MEASURED) -> list[Claim]:
     ahead = [of[ours, line]["image_auroc"] - of[peer, line]["image_auroc"] for line in lines for peer in peers]
     best = max(of[peer, ALL]["image_auroc"] for peer in peers)
     made = [
-        at_least("mean image AUROC over the lines, less that of the best peer", mean["image_auroc"] - best, 0),
+        at_least("mean image AUROC over the lines, less that of the best peer", mean["image_auroc"] - best, 0.02),
         at_least("image AUROC less a peer's, on the line and against the peer where that is least", min(ahead), 0),
         at_most(
             "time of the head as a share of the backbone's, one image", mean["head_ms"] / mean["backbone_ms"], 0.15
@@ -68,8 +68,8 @@ def claims(rows: Sequence[Row], ours: str = MEASURED) -> list[Claim]:
         ),
     ]
     if ("fastflow", ALL) in of:
-        distance = mean["image_auroc"] - of["fastflow", ALL]["image_auroc"]
-        made.append(at_least("mean image AUROC over the lines, less FastFlow's", distance, 0))
+        least = min(of[ours, line]["image_auroc"] - of["fastflow", line]["image_auroc"] for line in lines)
+        made.append(at_least("image AUROC less FastFlow's, on the line where that is least", least, 0.03))
     if TILE in lines:
         best = max(of[peer, TILE]["aupro_30"] for peer in peers)
         made.append(at_least(f"{TILE}: AUPRO 0.30, less that of the best peer", of[ours, TILE]["aupro_30"] - best, 0))
