@@ -27,6 +27,7 @@ PRESET: dict[str, Any] = {
     "extract": {"backbone": {"name": "tf_efficientnet_lite0", "levels": [2, 3], "image_size": [64, 64]}},
     "train": {
         "epochs": 2,
+        "batches": {"kind": "images"},
         "fusion": {"levels": [2, 3], "stride": 8, "norm": "channel"},
         "velocity": {"kind": "unet", "width": 8},
     },
