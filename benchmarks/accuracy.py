@@ -42,7 +42,7 @@ def main() -> None:
     rows = summary(found)
     console.print(markdown(rows), markup=False)
     if (asked.method, asked.line, asked.seed) == (None, None, None):
-        publish("accuracy", rows, claims(rows))
+        publish("accuracy", rows, claims(rows), table=False)
         picture(rows, PROJECT / "docs/images/accuracy.png")
 
 

@@ -40,16 +40,11 @@ def at_most(claim: str, value: float, limit: float) -> Claim:
     return Claim(claim, round(value, 4), f"<= {limit:g}", value <= limit)
 
 
-def publish(name: str, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim]) -> None:
-    """Print rows and claims, and write benchmarks/results/<name>.json."""
+def publish(name: str, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim], table: bool = True) -> None:
+    """Print claims, and rows unless a better table was printed, and write benchmarks/results/<name>.json."""
     console = Console(width=160)
-    table = Table(title=name)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    console.print(table)
+    if table:
+        console.print(_table(name, rows))
     for claim in claims:
         console.print(
             f"{'holds' if claim.holds else 'FAILS'}: {claim.claim}: {claim.value:g} ({claim.limit})", markup=False
@@ -64,6 +59,16 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim
     }
     write_json(RESULTS / f"{name}.json", result)
     console.print(f"Written: benchmarks/results/{name}.json")
+
+
+def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=name)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(row.get(column)) for column in columns))
+    return table
 
 
 def parse_no_arguments(description: str, example: str) -> None:

@@ -103,6 +103,7 @@ def _auroc(row: Mapping[str, Any] | None) -> str:
 def picture(rows: Iterable[Row], target: Path) -> None:
     """Mean image AUROC against the time of one image on one thread."""
     import matplotlib as mpl
+    import matplotlib.ticker
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
@@ -117,10 +118,12 @@ def picture(rows: Iterable[Row], target: Path) -> None:
             row["method"], (row["image_ms"], row["image_auroc"]), xytext=(6, 4), textcoords="offset points", fontsize=9
         )
     axes.set_xscale("log")
+    for axis_part in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_part(mpl.ticker.ScalarFormatter())
     axes.set_xlabel("milliseconds an image, backbone included (one thread)")
     axes.set_ylabel("image AUROC, mean of the lines")
     axes.grid(alpha=0.3)
-    axes.margins(x=0.15, y=0.1)
+    axes.margins(x=0.2, y=0.1)
     figure.tight_layout()
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110, metadata={"Software": None})
