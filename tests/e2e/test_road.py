@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 STAGES = ("prepare", "extract", "train", "evaluate", "register")
 METRICS = {
     "image_auroc", "image_ap", "image_f1", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_aupro_30",
-    "pixel_aupro_05", "threshold",
+    "pixel_aupro_05", "pixel_spro_05", "threshold",
     "target_fpr", "fpr", "tpr", "n_test_normal", "n_test_anomalous", "uncertain_above_threshold",
     "bundle_digest", "seed",
 }  # fmt: skip
