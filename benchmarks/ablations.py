@@ -12,13 +12,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from benchmarks.contest.methods import preset
 from benchmarks.contest.trial import key
 from benchmarks.product_lines import PLACE, ProductLine, extract_features, product_lines
 from benchmarks.report import publish
+from pipelines.validation import Sample
 from wtflow.artefact import digest_of, read_json, write_json
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
@@ -137,10 +137,7 @@ def _asked_with(state: TrainingState, fit: FeatureShards, params: TrainParams) -
 
 
 def _auroc(scorer: Scorer, test: FeatureShards) -> float:
-    normal, anomalous = (
-        torch.cat([scorer(levels)[1] for levels in test.batches(test.rows(label=label), 32)]).double().numpy()
-        for label in ("normal", "anomalous")
-    )
+    normal, anomalous = (Sample(test, test.rows(label=label)).scores(scorer) for label in ("normal", "anomalous"))
     value = auroc(normal, anomalous)
     assert value is not None  # a test split has both
     return value

@@ -18,12 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 
 from benchmarks import neighbours
 from benchmarks.product_lines import PROJECT, extract_features, product_lines
 from benchmarks.report import Claim, at_least, at_most, parse_no_arguments, publish
 from pipelines.lines import line_params
+from pipelines.validation import Sample
 from wtflow.artefact import read_json
 from wtflow.bundle import load_bundle
 from wtflow.data.shards import REJECTED, FeatureShards, part_name, seal
@@ -104,15 +104,11 @@ def _trained(fit: FeatureShards, params: TrainParams) -> TrainingState:
     return state
 
 
-def _scores(state: TrainingState, shards: FeatureShards, rows: list[int]) -> NDArray[np.float64]:
-    return np.concatenate([state.scorer(levels)[1].double().numpy() for levels in shards.batches(rows, 32)])
-
-
 def _figures(
     state: TrainingState, params: TrainParams, fit: FeatureShards, test: FeatureShards
 ) -> dict[str, float | None]:
-    normal, anomalous = (_scores(state, test, test.rows(label=label)) for label in ("normal", "anomalous"))
-    held = _scores(state, fit, fit.rows(split="calibrate"))
+    normal, anomalous = (Sample(test, test.rows(label=label)).scores(state.scorer) for label in ("normal", "anomalous"))
+    held = Sample(fit, fit.rows(split="calibrate")).scores(state.scorer)
     calibration: Calibration = calibrate(held, np.zeros(1, dtype=np.float32), params.calibration)
     return {
         "image_auroc": auroc(normal, anomalous),
@@ -153,8 +149,8 @@ def _random_split(line: str, params: TrainParams) -> dict[str, Any]:
     seal(folder, pa.Table.from_pylist(table), fit.levels, {"backbone": fit.header["backbone"]})
     mixed = FeatureShards.open(folder)
     state = _trained(mixed, params)
-    normal = _scores(state, mixed, mixed.rows(split="test", label="normal"))
-    anomalous = _scores(state, mixed, mixed.rows(label="anomalous"))
+    normal = Sample(mixed, mixed.rows(split="test", label="normal")).scores(state.scorer)
+    anomalous = Sample(mixed, mixed.rows(label="anomalous")).scores(state.scorer)
     return {"line": line, "what": f"random split, seed {params.seed}", "image_auroc": auroc(normal, anomalous)}
 
 

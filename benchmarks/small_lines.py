@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks import neighbours
@@ -19,10 +18,11 @@ from benchmarks.contest.methods import preset
 from benchmarks.contest.trial import key
 from benchmarks.product_lines import PLACE, ProductLine, extract_features, product_lines
 from benchmarks.report import Claim, at_least, parse_no_arguments, publish
+from pipelines.validation import Sample
 from wtflow.artefact import read_json, write_json
 from wtflow.data.shards import FeatureShards
 from wtflow.scoring.metrics import auroc
-from wtflow.training import TrainingState, be_deterministic, finish, start, train
+from wtflow.training import be_deterministic, finish, start, train
 
 SIZES = (20, 50, 100, None)
 """Training images; None: all of them."""
@@ -85,16 +85,12 @@ def _measured(line: ProductLine, size: int | None, draw: int) -> dict[str, Any]:
         ours, theirs = [], []
         for label in ("normal", "anomalous"):
             scored = test.rows(label=label)
-            ours.append(_scores(state, test, scored))
+            ours.append(Sample(test, scored).scores(state.scorer))
             theirs.append(neighbours.scores(fusion, shards, rows, test, scored, seed=draw))
         write_json(path, {"images": len(rows), "wtflow": auroc(*ours), "neighbours": auroc(*theirs)})
         Console().print(f"{line.name}, {size or 'all'} images, draw {draw}: {read_json(path)}", highlight=False)
     found: dict[str, Any] = read_json(path)
     return found
-
-
-def _scores(state: TrainingState, shards: FeatureShards, rows: list[int]) -> NDArray[np.float64]:
-    return np.concatenate([state.scorer(levels)[1].double().numpy() for levels in shards.batches(rows, 32)])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from benchmarks.product_lines import PLACE, ProductLine, extract_features, produ
 from benchmarks.report import Claim, at_least, parse_no_arguments, publish
 from pipelines.lines import read_params
 from pipelines.search_space import SyntheticDefects, TuneParams, nested
-from pipelines.validation import Validation, judged_features
+from pipelines.validation import Sample, Validation, judged_features
 from wtflow.artefact import digest_of, read_json, write_json
 from wtflow.params import merged
 from wtflow.scoring.metrics import auroc
@@ -34,8 +34,8 @@ CONFIGURATIONS: tuple[dict[str, Any], ...] = (
     {"solver.start": 0.0},
     {"solver.start": 0.25},
     {"score.top_fraction": 0.2},
-    {"score.balance": "place"},
-    {"velocity.width": 32},
+    {"score.balance": "none"},
+    {"velocity.width": 16},
 )
 """The line's settings with some changed: better ones and clearly worse ones."""
 LEAST = 0.5
@@ -102,10 +102,7 @@ def _figures(
         state = start(validation.fit, params)
         train(state, validation.fit, params)
         scorer, test = finish(state, validation.fit), line.shards("test")
-        scores = [
-            np.concatenate([scorer(levels)[1].double().numpy() for levels in test.batches(test.rows(label=label), 32)])
-            for label in ("normal", "anomalous")
-        ]
+        scores = (Sample(test, test.rows(label=label)).scores(scorer) for label in ("normal", "anomalous"))
         write_json(path, {**validation.criterion(scorer), "test_auroc": auroc(*scores)})
     found: dict[str, float] = read_json(path)
     return found

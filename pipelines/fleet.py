@@ -6,7 +6,6 @@ time), and a GPU with WTFLOW_USE_GPU. Lines start in the order of params.yaml as
 the same command goes on.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines.command import call, parser
 from pipelines.environment import RunSettings
 from pipelines.fleet_table import FleetTable
 from pipelines.lines import known_line, line_params, read_params
@@ -119,21 +119,13 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.fleet",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("lines", metavar="LINE", nargs="*", help="product lines; all of params.yaml if none is named")
-    parser.add_argument(
+    options = parser("pipelines.fleet", __doc__, EXAMPLES)
+    options.add_argument("lines", metavar="LINE", nargs="*", help="product lines; all of params.yaml if none is named")
+    options.add_argument(
         "--cpus",
         type=int,
         default=len(os.sched_getaffinity(0)),
         help="of this machine, without RAY_ADDRESS; default: all",
     )
-    arguments = parser.parse_args()
-    try:
-        main(arguments.lines, arguments.cpus)
-    except WTFlowError as error:
-        sys.exit(f"error: {error}")
+    arguments = options.parse_args()
+    call(lambda: main(arguments.lines, arguments.cpus))

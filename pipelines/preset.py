@@ -5,10 +5,8 @@ has them, those that one sets are the preset's; `default` takes them away. Comme
 stage would refuse.
 """
 
-import argparse
 import io
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
+from pipelines.command import call, parser
 from pipelines.lines import PARAMS_FILE, known_line, read_params
 from wtflow.artefact import replacing
 from wtflow.errors import WTFlowError
@@ -168,16 +167,8 @@ def at(values: Mapping[str, Any], key: Key) -> Any:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.preset",
-        description=__doc__,
-        epilog="example: python -m pipelines.preset solar-mono edge",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("line", metavar="LINE", help="a product line: a key of `lines` in params.yaml")
-    parser.add_argument("name", metavar="NAME", help=f"a file of {FOLDER}/ without its suffix, or {DEFAULT}")
-    arguments = parser.parse_args()
-    try:
-        main(arguments.line, arguments.name)
-    except WTFlowError as error:
-        sys.exit(f"error: {error}")
+    options = parser("pipelines.preset", __doc__, "example: python -m pipelines.preset solar-mono edge")
+    options.add_argument("line", metavar="LINE", help="a product line: a key of `lines` in params.yaml")
+    options.add_argument("name", metavar="NAME", help=f"a file of {FOLDER}/ without its suffix, or {DEFAULT}")
+    arguments = options.parse_args()
+    call(lambda: main(arguments.line, arguments.name))

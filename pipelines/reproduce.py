@@ -6,7 +6,6 @@ Each stage runs in a process of its own, and is not run again when it was done w
 stopped goes on with the same command. Remove the folder to start anew.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.command import call, parser
 from pipelines.environment import RunSettings
 from pipelines.lines import LINE_STAGES, read_params
 from pipelines.preset import FOLDER, check, read_presets
@@ -231,17 +231,10 @@ def shown(value: float | None, form: str = ".2f") -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.reproduce",
-        description=__doc__,
-        epilog="example: python -m pipelines.reproduce mvtec_ad /data/mvtec_anomaly_detection",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("data_set", metavar="DATASET", help=", ".join(PAPER))
-    parser.add_argument("root", metavar="ROOT", type=Path, help="folder that holds the categories")
-    parser.add_argument("--preset", default="paper", help="of presets/, or a .yaml file of that form (default: paper)")
-    arguments = parser.parse_args()
-    try:
-        sys.exit(0 if main(arguments.data_set, arguments.root, arguments.preset) else 1)
-    except WTFlowError as error:
-        sys.exit(f"error: {error}")
+    example = "example: python -m pipelines.reproduce mvtec_ad /data/mvtec_anomaly_detection"
+    options = parser("pipelines.reproduce", __doc__, example)
+    options.add_argument("data_set", metavar="DATASET", help=", ".join(PAPER))
+    options.add_argument("root", metavar="ROOT", type=Path, help="folder that holds the categories")
+    options.add_argument("--preset", default="paper", help="of presets/, or a .yaml file of that form (default: paper)")
+    arguments = options.parse_args()
+    sys.exit(0 if call(lambda: main(arguments.data_set, arguments.root, arguments.preset)) else 1)

@@ -4,7 +4,6 @@ No image of the test split and no real defect takes part: the measure is how wel
 told from these images. Killed or cut off, the same command goes on; a search that has ended is shown again.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import torch
 from rich.console import Console
 
 from pipelines import preset
+from pipelines.command import call, parser
 from pipelines.environment import RunSettings
 from pipelines.lines import PARAMS_FILE, known_line, line_params, read_params
 from pipelines.search_space import Plain, TuneParams, nested
@@ -105,16 +105,10 @@ def _conclude(line: str, changes: Mapping[str, Plain], apply: bool, kept: Path) 
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.tune",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    options = parser("pipelines.tune", __doc__, EXAMPLES)
+    options.add_argument("line", metavar="LINE", help="a product line: a key of `lines` in params.yaml")
+    options.add_argument(
+        "--apply", action="store_true", help="write the best settings as the line's own in params.yaml"
     )
-    parser.add_argument("line", metavar="LINE", help="a product line: a key of `lines` in params.yaml")
-    parser.add_argument("--apply", action="store_true", help="write the best settings as the line's own in params.yaml")
-    arguments = parser.parse_args()
-    try:
-        main(arguments.line, arguments.apply)
-    except WTFlowError as error:
-        sys.exit(f"error: {error}")
+    arguments = options.parse_args()
+    call(lambda: main(arguments.line, arguments.apply))

@@ -3,10 +3,20 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tune_objective
-from pipelines.search_space import SyntheticDefects
+from pipelines.lines import read_params
+from pipelines.search_space import SyntheticDefects, nested
 from tests.benchmarks.place import tiny_product_line
+from tests.guards.closure import ROOT
 from tests.pipelines.searches import TUNE
 from wtflow.artefact import read_json
+from wtflow.params import merged
+from wtflow.training import TrainParams
+
+
+def test_every_configuration_is_settings_that_train_takes() -> None:
+    train = read_params(ROOT / "params.yaml")["train"]
+    parsed = [TrainParams.parse(merged(train, nested(changes)), "tests") for changes in tune_objective.CONFIGURATIONS]
+    assert len({params.model_dump_json() for params in parsed}) == len(parsed)
 
 
 def test_both_measures_of_two_configurations(

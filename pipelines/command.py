@@ -1,0 +1,28 @@
+"""How a command that is no stage is started: a parser with examples, errors for people."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from wtflow.errors import WTFlowError
+
+T = TypeVar("T")
+
+
+def parser(name: str, description: str | None, examples: str) -> argparse.ArgumentParser:
+    """Of `python -m <name>`, its texts shown as they are written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {name}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def call(work: Callable[[], T]) -> T:
+    """What `work` returns. A `WTFlowError` goes to stderr as `error: ...` with exit code 1, any other goes on."""
+    try:
+        return work()
+    except WTFlowError as error:
+        sys.exit(f"error: {error}")
