@@ -43,6 +43,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "highest place": {"score": {"top_fraction": 0.0001}},
     "top 3 %": {"score": {"top_fraction": 0.03}},
     "top 10 %": {"score": {"top_fraction": 0.1}},
+    "quantile": {"score": {"pool": "quantile"}},
     "rarity 0": {"batches": {"rarity": 0.0}},
     "rarity 2": {"batches": {"rarity": 2.0}},
     "location-wt": {"coupling": {"kind": "location-wt"}},
@@ -54,10 +55,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "layer norm": {"fusion": {"norm": "layer"}},
     "channel norm": {"fusion": {"norm": "channel"}},
     "level 3, 16 x 16": {"fusion": {"levels": [3], "stride": 16}},
-    "width 40": {"velocity": {"width": 40}},
-    "width 160": {"velocity": {"width": 160}},
-    "4 epochs": {"epochs": 4},
-    "36 epochs": {"epochs": 36},
+    "width 32": {"velocity": {"width": 32}},
+    "width 128": {"velocity": {"width": 128}},
+    "8 epochs": {"epochs": 8},
+    "12 epochs": {"epochs": 12},
 }
 """Name -> what it lays over the line's `train` settings."""
 

@@ -27,7 +27,7 @@ from wtflow.params import Section
 from wtflow.scoring.calibration import Calibration
 from wtflow.scoring.density import ScoreParams
 
-FORMAT = 3
+FORMAT = 4
 FILES = ("config.json", "backbone.safetensors", "scorer.safetensors", "calibration.json", "provenance.json")
 
 

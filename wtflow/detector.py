@@ -1,7 +1,7 @@
 """From a photograph to a verdict: one pass of the backbone, one evaluation of the field.
 
 picture --preprocess--> uint8 --backbone--> {level: map} --fusion--> x0_BCHW --euler--> y_BCHW
-        --energy--> map_BHW --enlarge, top mean--> score --calibration--> p-value, decision
+        --energy--> map_BHW --enlarge, pool--> score --calibration--> p-value, decision
 """
 
 import math
@@ -18,13 +18,14 @@ from wtflow.data.images import ImageLimits, preprocess
 from wtflow.features.backbone import Backbone
 from wtflow.features.fusion import Fusion
 from wtflow.flow.coupling import CouplingParams, build_coupling, step_size
-from wtflow.flow.fold import FoldedField, folded
+from wtflow.flow.fold import folded
 from wtflow.flow.solver import SolverParams, euler
-from wtflow.flow.velocity import VelocityNet
+from wtflow.flow.velocity import LocationNet, VelocityField, VelocityNet
+from wtflow.place_head import PlaceHead
 from wtflow.scoring.anomaly_map import enlarge
 from wtflow.scoring.calibration import Calibration
-from wtflow.scoring.density import ScoreParams, energy, scored, top_mean, usual_square
-from wtflow.shapes import AnomalyMap, FeatureMap, ImageScores, Times
+from wtflow.scoring.density import ScoreParams, energy, pooled, scored, usual_square
+from wtflow.shapes import AnomalyMap, FeatureMap, ImageScores
 
 
 @dataclass(frozen=True)
@@ -58,41 +59,49 @@ class Scorer(nn.Module):
         super().__init__()
         self.fusion, self.field = fusion, field
         self.solver, self.params = solver, score
-        self._fixed: list[FoldedField] = []  # in a list, so that its weights are not saved twice
+        self._fixed: list[nn.Module] = []  # in a list, so that its weights are not saved twice
         exact = build_coupling(coupling).c
         self.register_buffer("c", torch.tensor(math.nan if exact is None else exact))
         self.register_buffer("usual_C", torch.ones(fusion.channels))
 
     def freeze(self) -> "Scorer":
-        """Evaluation mode for good, on the device it is on: one step asks the field folded at its time."""
+        """Evaluation mode for good, on the device it is on: what is fixed from here on is worked out once."""
         self.eval().requires_grad_(False)
-        if self.solver.steps == 1:
+        if self.solver.steps > 1:
+            return self
+        if isinstance(self.field, LocationNet) and self.fusion.params.norm == "whiten":
+            step = step_size(self.c.item())
+            self._fixed = [PlaceHead(self.fusion, self.field, step, self.solver.start, self.usual_C)]
+        else:
             self._fixed = [folded(self.field, self.solver.start)]
         return self
 
     def learn_usual(self, batches: Iterable[Mapping[int, Tensor]]) -> None:
-        """Set what normal images leave in each channel, from features of the training images."""
+        """Set what normal images leave in each channel, from features of the training images; before `freeze`."""
         total_C, places = torch.zeros_like(self.usual_C, dtype=torch.float64), 0
         for levels in batches:
-            square_BCHW = self._transported(levels).double().square()
+            square_BCHW = self._transported(levels, self.field).double().square()
             total_C += square_BCHW.sum(dim=(0, 2, 3))
             places += square_BCHW[:, 0].numel()
         self.usual_C.copy_(usual_square(total_C, places))
 
     @torch.inference_mode()
-    def _transported(self, levels: Mapping[int, Tensor]) -> FeatureMap:
-        def field(x_BCHW: FeatureMap, t_B: Times) -> FeatureMap:
-            velocity_BCHW: Tensor = self._fixed[0](x_BCHW) if self._fixed else self.field(x_BCHW, t_B)
-            return velocity_BCHW
-
+    def _transported(self, levels: Mapping[int, Tensor], field: VelocityField) -> FeatureMap:
         return euler(field, self.fusion(levels), step_size(self.c.item()), self.solver.steps, self.solver.start)
+
+    def _energy(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
+        fixed = self._fixed[0] if self._fixed else self.field
+        if isinstance(fixed, PlaceHead):
+            energy_BHW: AnomalyMap = fixed(levels)
+            return energy_BHW
+        return energy(self._transported(levels, fixed), self.usual_C)
 
     @torch.inference_mode()
     def forward(self, levels: Mapping[int, Tensor]) -> tuple[AnomalyMap, ImageScores]:
         """Maps B x H x W on the scale of `ScoreParams`, and one score an image."""
-        map_BHW = scored(energy(self._transported(levels), self.usual_C), self.params)
+        map_BHW = scored(self._energy(levels), self.params)
         height, width = (4 * side for side in map_BHW.shape[1:])
-        return map_BHW, top_mean(enlarge(map_BHW, (height, width)), self.params.top_fraction)
+        return map_BHW, pooled(enlarge(map_BHW, (height, width)), self.params)
 
 
 @dataclass(frozen=True)

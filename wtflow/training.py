@@ -195,10 +195,9 @@ def train(
 
 def finish(state: TrainingState, shards: FeatureShards) -> Scorer:
     """The trained head, frozen, with what its score learns from the `train` images once the field is fixed."""
-    scorer = state.scorer.freeze()
-    if scorer.params.balance == "channel":
-        scorer.learn_usual(shards.batches(shards.rows(split="train"), READ_AT_ONCE))
-    return scorer
+    if state.scorer.params.balance == "channel":
+        state.scorer.eval().learn_usual(shards.batches(shards.rows(split="train"), READ_AT_ONCE))
+    return state.scorer.freeze()
 
 
 def _share(batch: Batch, coupling: Coupling, times: TimeParams, place: Place) -> PathSample:

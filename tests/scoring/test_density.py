@@ -1,10 +1,11 @@
 import math
+from typing import Literal
 
 import pytest
 import torch
 
 from wtflow.errors import WTFlowError
-from wtflow.scoring.density import ScoreParams, energy, scored, top_mean, usual_square
+from wtflow.scoring.density import ScoreParams, energy, pooled, scored, usual_square
 
 
 def test_energy_is_half_the_mean_square_over_channels() -> None:
@@ -22,14 +23,18 @@ def test_density_is_one_minus_the_proxy_and_keeps_the_order() -> None:
 
 
 @pytest.mark.parametrize(("fraction", "wanted"), [(0.01, 99.0), (0.03, 98.0), (0.5, 74.5), (1.0, 49.5)])
-def test_top_mean_of_a_hundred_places(fraction: float, wanted: float) -> None:
-    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
-    assert top_mean(order.double().view(1, 10, 10), fraction).item() == pytest.approx(wanted, abs=1e-12)
+def test_top_mean_and_quantile_of_a_hundred_places(fraction: float, wanted: float) -> None:
+    map_BYX = torch.randperm(100, generator=torch.Generator().manual_seed(0)).double().view(1, 10, 10)
+    params = ScoreParams(kind="energy", balance="none", top_fraction=fraction)
+    assert pooled(map_BYX, params).item() == pytest.approx(wanted, abs=1e-12)
+    least = pooled(map_BYX, params.model_copy(update={"pool": "quantile"}))
+    assert least.item() == 100 * (1 - fraction)
 
 
-def test_top_mean_takes_at_least_one_place_of_each_image() -> None:
+@pytest.mark.parametrize("pool", ["mean", "quantile"])
+def test_the_score_is_made_of_at_least_one_place_of_each_image(pool: Literal["mean", "quantile"]) -> None:
     maps = torch.tensor([[[1.0, 2.0]], [[9.0, 3.0]]])
-    assert top_mean(maps, 0.001).tolist() == [2.0, 9.0]
+    assert pooled(maps, ScoreParams(kind="energy", balance="none", top_fraction=0.001, pool=pool)).tolist() == [2, 9]
 
 
 @pytest.mark.parametrize("fraction", [0.0, -0.1, 1.01])

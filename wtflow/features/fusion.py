@@ -3,10 +3,12 @@
 {level: B x C_l x H_l x W_l} --3x3 mean, to one size--> --concatenate--> B x D x H x W --normalise--> x0_BCHW
 
 The mean and the resizing are linear and work on rows and columns apart, so both are one matrix an axis: A map_HW A'.
+Inside, a place's channels lie side by side (B x H x W x D), which is what products with matrices want.
 """
 
+import math
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, reduce
 from typing import Annotated, Literal
 
 import torch
@@ -62,29 +64,44 @@ class Fusion(nn.Module):
 
     def fuse(self, levels: Mapping[int, Tensor]) -> FeatureMap:
         """Levels brought to one size and concatenated: B x D x H x W, not yet normalised over the training split."""
-        maps = []
+        maps = [self._resized(self._read(levels[level])) for level in self.params.levels]
+        return torch.cat(maps, dim=3).permute(0, 3, 1, 2)
+
+    def mixed(self, levels: Mapping[int, Tensor], mixer_KD: Tensor) -> Tensor:
+        """The fused channels times a matrix: B x H x W x K. A coarse level is multiplied before it is enlarged."""
+        pieces, start = [], 0
         for level in self.params.levels:
-            map_BCHW = levels[level].float()
-            if self.params.norm == "whiten":
-                map_BCHW = F.layer_norm(map_BCHW, map_BCHW.shape[1:], eps=1e-5)
-            rows, columns = (
-                resizing(before, after, self.params.smooth, map_BCHW.device)
-                for before, after in zip(map_BCHW.shape[-2:], self.size, strict=True)
-            )
-            maps.append(rows @ map_BCHW @ columns.T)
-        return torch.cat(maps, dim=1)
+            map_BYXD = self._read(levels[level])
+            piece_KD = mixer_KD[:, start : (start := start + map_BYXD.shape[3])]
+            if map_BYXD.shape[1:3].numel() < math.prod(self.size):
+                pieces.append(self._resized(F.linear(map_BYXD, piece_KD)))
+            else:
+                pieces.append(F.linear(self._resized(map_BYXD), piece_KD))
+        return reduce(Tensor.add_, pieces)  # in place: they are as large as what comes out
 
     def forward(self, levels: Mapping[int, Tensor]) -> FeatureMap:
         """x0: fused and normalised features."""
+        if self.params.norm == "whiten":
+            return (self.mixed(levels, self.whitener_CD) + self.offset_C).permute(0, 3, 1, 2)
         x_BDHW = self.fuse(levels)
         if self.params.norm == "layer":
             return F.layer_norm(x_BDHW, x_BDHW.shape[1:], eps=1e-5)
-        if self.params.norm == "channel":
-            return (x_BDHW - self.mean_D11) / self.std_D11
-        x_BNC = F.linear(x_BDHW.flatten(2).transpose(1, 2), self.whitener_CD, self.offset_C)
-        return x_BNC.transpose(1, 2).view(
-            len(x_BNC), -1, *self.size
-        )  # a place's channels side by side: what the field wants
+        return (x_BDHW - self.mean_D11) / self.std_D11
+
+    def _read(self, map_BDYX: Tensor) -> Tensor:
+        """A level's map as B x Y x X x D; for `whiten`, each image's to mean 0, variance 1."""
+        map_BYXD = map_BDYX.permute(0, 2, 3, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        return F.layer_norm(map_BYXD, map_BYXD.shape[1:], eps=1e-5) if self.params.norm == "whiten" else map_BYXD
+
+    def _resized(self, map_BYXD: Tensor) -> Tensor:
+        """B x H x W x D."""
+        batch, height, width, channels = map_BYXD.shape
+        rows, columns = (
+            resizing(before, after, self.params.smooth, map_BYXD.device)
+            for before, after in zip((height, width), self.size, strict=True)
+        )
+        map_BHF = rows @ map_BYXD.view(batch, height, width * channels)
+        return (columns @ map_BHF.view(-1, width, channels)).view(batch, *self.size, channels)
 
     @torch.no_grad()
     def learn_statistics(self, batches: Iterable[Mapping[int, Tensor]]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from wtflow.flow.velocity import LocationBlock, ResidualBlock, VelocityNet, time_embedding
-from wtflow.shapes import FeatureMap
+from wtflow.shapes import FeatureMap, Times
 
 
 @torch.no_grad()
@@ -29,13 +29,13 @@ def folded(field: VelocityNet, t: float) -> "FoldedField":
 
 
 class FoldedField(nn.Module):
-    """A velocity that knows its time."""
+    """A velocity that knows its time, whatever it is told."""
 
     def __init__(self, field: VelocityNet, t: float) -> None:
         super().__init__()
         self.field, self.t = field, t
 
-    def forward(self, x_BCHW: FeatureMap) -> FeatureMap:
+    def forward(self, x_BCHW: FeatureMap, _: Times | None = None) -> FeatureMap:
         velocity_BCHW: Tensor = self.field(x_BCHW, x_BCHW.new_full((1,), self.t))
         return velocity_BCHW
 

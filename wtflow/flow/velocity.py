@@ -49,11 +49,11 @@ def time_embedding(t_B: Times, width: int) -> Tensor:
 
 
 class LocationBlock(nn.Module):
-    """h + Linear(relu(Linear(norm(h) + time bias)))."""
+    """h + Linear(relu(Linear(rms norm(h) + time bias)))."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.RMSNorm(width, eps=1e-5)
         self.time = nn.Linear(width, width)
         self.widen = nn.Linear(width, 2 * width)
         self.narrow = nn.Linear(2 * width, width)

@@ -19,7 +19,9 @@ class ScoreParams(Section):
     """`channel`: each channel of y in units of what the training images leave there, so that one that is never emptied
     does not drown the others. `none`: y as it is."""
     top_fraction: Annotated[float, Field(gt=0, le=1)]
-    """The image score is the mean over this share of the image's places, the highest ones; in (0, 1]."""
+    """Share of the image's places, the highest ones, that its score is made of; in (0, 1]."""
+    pool: Literal["mean", "quantile"] = "mean"
+    """`mean`: the score is their mean. `quantile`: the least of them, so that no smaller region raises it."""
 
 
 def energy(y_BCHW: FeatureMap, usual_C: Tensor) -> AnomalyMap:
@@ -39,8 +41,9 @@ def scored(energy_BHW: AnomalyMap, params: ScoreParams) -> AnomalyMap:
     return energy_BHW if params.kind == "energy" else -torch.expm1(-energy_BHW)
 
 
-def top_mean(map_BYX: AnomalyMap, fraction: float) -> ImageScores:
-    """Mean of the highest `fraction` of an image's places, at least one."""
+def pooled(map_BYX: AnomalyMap, params: ScoreParams) -> ImageScores:
+    """An image's score from the highest `top_fraction` of its places, at least one."""
     flat_BN = map_BYX.flatten(1)
-    count = max(1, round(fraction * flat_BN.shape[1]))
-    return flat_BN.topk(count, dim=1).values.mean(dim=1)
+    count = max(1, round(params.top_fraction * flat_BN.shape[1]))
+    top_BK = flat_BN.topk(count, dim=1).values
+    return top_BK.mean(dim=1) if params.pool == "mean" else top_BK[:, -1]
