@@ -155,7 +155,12 @@ def _write(
         "versions": library_versions(),
     }
     network = build_backbone(config.backbone, load_weights(shards.folder / "backbone.safetensors"))
-    digest = write_bundle(Path(f"models/{line}"), config, network, state.scorer, calibration, provenance)
+    path = Path(f"models/{line}")
+    try:
+        digest = write_bundle(path, config, network, state.scorer, calibration, provenance)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # Python does not say which file a disk was too full for
+        raise
     with replacing(Path(f"plots/{line}.csv")) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["epoch", "loss", "learning_rate"])

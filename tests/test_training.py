@@ -13,7 +13,7 @@ from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
 from wtflow.flow.loss import time_weight
-from wtflow.training import Epoch, Place, TrainingState, finish, learning_rate, start, train
+from wtflow.training import Epoch, Place, TrainingState, blank, finish, learning_rate, start, train
 
 
 class Stop(Exception):
@@ -195,6 +195,25 @@ def test_the_constant_of_the_coupling_is_measured_on_the_training_images(tiny_fi
     torch.testing.assert_close(scorer(levels)[0], 0.5 * y.square().mean(1), rtol=1e-5, atol=1e-6)
     unmeasured = Scorer(scorer.fusion, scorer.field, params.coupling, params.solver, params.score).eval()
     assert unmeasured(levels)[1].isnan().all()
+
+
+def test_a_pool_that_was_filled_for_the_constant_is_trained_on(tiny_fit: FeatureShards, tmp_path: Path) -> None:
+    """Places are read twice, for the statistics and for the pool, and not a third time; the bits are those of a pool
+    of its own, as a run that goes on behind a checkpoint fills it."""
+    changes = {"coupling": {"kind": "sign-wt"}, "velocity": {"kind": "location"}, "batches": {"kind": "places"}}
+    params = train_params(**changes)
+    watched = Watched(tiny_fit.folder, tiny_fit.header, tiny_fit.index)
+    state = start(watched, params)
+    state.save(tmp_path)
+    train(state, watched, params)
+    read = Counter(row for rows in watched.__dict__["asked"] for row in rows)
+    first = tiny_fit.rows(split="train")[0]  # also looked at for the shapes
+    assert read == {row: 3 if row == first else 2 for row in tiny_fit.rows(split="train")}
+    again = blank(tiny_fit, params)
+    again.load(tmp_path)
+    assert again.batches is None
+    train(again, tiny_fit, params)
+    assert same(weights(again), weights(state))
 
 
 class Off(nn.Module):

@@ -114,7 +114,9 @@ class PlaceBatches:
         for levels in batches:
             x0_BNC = fusion(moved(levels, self.device)).flatten(2).transpose(1, 2).cpu()
             place_BK = _some_places(x0_BNC.shape[0], x0_BNC.shape[1], kept, generator)
-            x0_MC = x0_BNC.gather(1, place_BK[:, :, None].expand(-1, -1, x0_BNC.shape[2])).flatten(0, 1)
+            if kept < x0_BNC.shape[1]:
+                x0_BNC = x0_BNC.gather(1, place_BK[:, :, None].expand(-1, -1, x0_BNC.shape[2]))
+            x0_MC = x0_BNC.flatten(0, 1)
             end = filled + len(x0_MC)
             self.pool_NC[filled:end], self.place_N[filled:end] = x0_MC, place_BK.flatten()
             squares.append(x0_MC.square().mean(dim=1))
@@ -123,7 +125,8 @@ class PlaceBatches:
 
     def _check(self, shards: FeatureShards) -> None:
         """A place that is not finite would spoil the shares of all."""
-        broken = sorted(set(self.row_N[~self.pool_NC.isfinite().all(dim=1)].tolist()))
+        finite_N = self.pool_NC.sum(dim=1, dtype=torch.float32).isfinite()  # a sum of halves cannot overflow
+        broken = sorted(set(self.row_N[~finite_N].tolist()))
         if broken:
             images = shards.index.select(["image_id", "path"]).take(broken).to_pylist()
             named = "\n".join(f"  {image['image_id']}  {image['path']}" for image in images)
@@ -135,7 +138,8 @@ class PlaceBatches:
         for _ in range(self.steps):
             uniform_B = torch.rand(self.params.places, generator=generator, dtype=torch.float64)
             drawn_B = torch.searchsorted(self._edges_N, uniform_B).clamp_max(len(self.pool_NC) - 1)
-            x0_BC = self.pool_NC[drawn_B.to(self.device)].float()
+            # index_select, not [drawn_B]: it copies whole places, three times as fast
+            x0_BC = self.pool_NC.index_select(0, drawn_B.to(self.device)).float()
             place_B = self.place_N[drawn_B].to(self.device)
             yield Batch(x0_BC[:, :, None, None], place_B, self.row_N[drawn_B], generator)
 

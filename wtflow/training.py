@@ -23,7 +23,7 @@ from wtflow.batches import READ_AT_ONCE, Batch, Batches, BatchParams, build_batc
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
-from wtflow.features.fusion import Fusion, FusionParams, build_fusion
+from wtflow.features.fusion import FusionParams, build_fusion
 from wtflow.flow.coupling import Coupling, CouplingParams, build_coupling, constant
 from wtflow.flow.loss import LossParams, matching_loss, time_weight
 from wtflow.flow.path import PathSample, TimeParams, interpolate, sample_times
@@ -95,6 +95,8 @@ class TrainingState:
     scorer: Scorer
     optimiser: torch.optim.AdamW
     history: list[Epoch]
+    batches: Batches | None = None
+    """Those that `start` had to fill to measure the coupling's constant; `train` takes them over."""
 
     def save(self, folder: Path) -> None:
         """Write the state to `folder`: two safetensors files, and a JSON last that holds their digests."""
@@ -132,13 +134,27 @@ def start(shards: FeatureShards, params: TrainParams) -> TrainingState:
 
     Raises `WTFlowError` for a level that was not extracted.
     """
-    rows = shards.rows(split="train")
+    state = blank(shards, params)
+    state.scorer.fusion.learn_statistics(shards.batches(shards.rows(split="train"), READ_AT_ONCE))
+    coupling = build_coupling(params.coupling)
+    if coupling.c is None:  # depends on the data: measured over the batches of the first epoch
+        state.batches = build_batches(params.batches, shards, state.scorer.fusion, torch.device("cpu"), params.seed)
+        chosen = (batch.x0_BCHW for batch in state.batches.epoch(0))
+        generator = torch.Generator().manual_seed(params.seed)
+        with torch.no_grad():
+            state.scorer.c.fill_(constant(coupling, chosen, generator))
+    else:
+        state.scorer.c.fill_(coupling.c)
+    return state
+
+
+def blank(shards: FeatureShards, params: TrainParams) -> TrainingState:
+    """As `start`, before it has looked at the images: what a checkpoint is loaded into."""
     torch.manual_seed(params.seed)
-    fusion = build_fusion(params.fusion, shards.batch(rows[:1]), tuple(shards.header["backbone"]["image_size"]))
-    fusion.learn_statistics(shards.batches(rows, READ_AT_ONCE))
+    first = shards.batch(shards.rows(split="train")[:1])
+    fusion = build_fusion(params.fusion, first, tuple(shards.header["backbone"]["image_size"]))
     network = build_field(params.velocity, fusion.channels, fusion.size)
     scorer = Scorer(fusion, network, params.coupling, params.solver, params.score)
-    scorer.c.fill_(_measured_constant(fusion, shards, params))
     optimiser = torch.optim.AdamW(
         network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, betas=(0.9, 0.999)
     )
@@ -161,7 +177,9 @@ def train(
     """
     state.scorer.to(place.device)
     network = wrap(state.scorer.field)
-    batches = build_batches(params.batches, shards, state.scorer.fusion, place.device, params.seed)
+    batches, state.batches = state.batches, None
+    if batches is None or place.device.type != "cpu":
+        batches = build_batches(params.batches, shards, state.scorer.fusion, place.device, params.seed)
     coupling = build_coupling(params.coupling)
     for epoch in range(len(state.history), params.epochs):
         network.train()
@@ -207,17 +225,6 @@ def _share(batch: Batch, coupling: Coupling, times: TimeParams, place: Place) ->
     share = slice(place.rank, None, place.world_size)
     place_B = None if batch.place_B is None else batch.place_B[share]
     return interpolate(batch.x0_BCHW[share], x1_BCHW[share], t_B[share], place_B)
-
-
-@torch.no_grad()
-def _measured_constant(fusion: Fusion, shards: FeatureShards, params: TrainParams) -> float:
-    """c over the batches of the first epoch; nothing is read where it is exact."""
-    coupling = build_coupling(params.coupling)
-    if coupling.c is not None:
-        return coupling.c
-    batches = build_batches(params.batches, shards, fusion, torch.device("cpu"), params.seed)
-    chosen = (batch.x0_BCHW for batch in batches.epoch(0))
-    return constant(coupling, chosen, torch.Generator().manual_seed(params.seed))
 
 
 def _over_workers(value: Tensor, place: Place, how: "torch.distributed.ReduceOp.RedOpType") -> float:

@@ -8,6 +8,7 @@ again elsewhere, and goes on behind its last whole checkpoint.
 import errno
 import logging
 import os
+import shutil
 import tempfile
 import time
 import traceback
@@ -45,7 +46,8 @@ class News:
     loss: float | None
     seconds: float
     """Since the line was started there."""
-    images_per_s: float
+    epoch_s: float | None
+    """What the last epoch took; None where there was none before it on this node."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,12 @@ class Checkpoints:
         filesystem, root = self._place()
         target = f"{root}/{len(state.history):06d}"
         if isinstance(filesystem, fs.LocalFileSystem):
-            state.save(Path(target))
+            try:
+                state.save(Path(target))
+            except OSError as error:
+                shutil.rmtree(target, ignore_errors=True)  # half of a state is of no use, and the space may be
+                error.filename = error.filename or target
+                raise
         else:
             with tempfile.TemporaryDirectory() as folder:
                 state.save(Path(folder))
@@ -167,15 +174,14 @@ def _task(line: str, project: str, values: dict[str, Any], queue: Any) -> Ended:
     torch.set_num_threads(settings.cores())
     try:
         params = line_params(line, "train", TrainParams)
-        images = len(FeatureShards.open(Path(f"data/features/{line}/fit"), verify=False).rows(split="train"))
-        queue.put(News(line, node, 0, params.epochs, None, 0.0, 0.0))
+        queue.put(News(line, node, 0, params.epochs, None, 0.0, None))
         began: list[float] = []
 
         def on_epoch(epoch: Epoch) -> None:
             now = time.perf_counter()
-            speed = images / (now - began[-1]) if began else 0.0
+            took = now - began[-1] if began else None
             began.append(now)
-            queue.put(News(line, node, epoch.epoch + 1, params.epochs, epoch.loss, now - started, speed))
+            queue.put(News(line, node, epoch.epoch + 1, params.epochs, epoch.loss, now - started, took))
 
         done = train_line(line, params, settings, fit_here if settings.num_workers == 1 else ray_train.fit, on_epoch)
         return Ended(line, time.perf_counter() - started, done.name, done.digest)

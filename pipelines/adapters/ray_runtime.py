@@ -1,8 +1,9 @@
 """Ray as the pipeline uses it: joins the cluster of RAY_ADDRESS, or starts one on this machine and stops it again."""
 
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,12 +17,20 @@ DEFAULTS = {
 }
 
 PASSED = ("WTFLOW_", "AWS_", "MLFLOW_")
+SECRET = re.compile("KEY|SECRET|TOKEN|PASSWORD")
+"""Whoever sees a cluster's dashboard sees what is handed to its tasks, so these stay where they are: a Ray that is
+started here has this process's environment anyway, and the nodes of a cluster bring credentials of their own."""
 
 
 def in_ray() -> bool:
     """Whether this process has a Ray already. Does not import it."""
     ray = sys.modules.get("ray")
     return ray is not None and bool(ray.is_initialized())
+
+
+def passed(environment: Mapping[str, str]) -> dict[str, str]:
+    """The settings that tasks need, without what is secret."""
+    return {name: value for name, value in environment.items() if name.startswith(PASSED) and not SECRET.search(name)}
 
 
 @contextmanager
@@ -37,8 +46,7 @@ def cluster(cores: int) -> Iterator[None]:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, gone with it
     import ray
 
-    passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
-    runtime = {"env_vars": {**passed, "PYTHONPATH": str(Path.cwd())}}
+    runtime = {"env_vars": {**passed(os.environ), "PYTHONPATH": str(Path.cwd())}}
     local = (
         {"num_cpus": max(1, cores), "include_dashboard": True, "dashboard_host": "127.0.0.1"}
         if address == "local"

@@ -5,6 +5,7 @@ storage: a killed stage that is started again goes on behind its last whole chec
 """
 
 import logging
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,12 +21,14 @@ from pipelines.adapters.ray_runtime import cluster
 from pipelines.environment import RunSettings
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import DigestError, WTFlowError
-from wtflow.training import Epoch, Place, TrainingState, TrainParams, be_deterministic, start, train
+from wtflow.training import Epoch, Place, TrainingState, TrainParams, be_deterministic, blank, start, train
 
 CHECKPOINTS_KEPT = 2
 RESTARTS = 3
 UNREADABLE = "CheckpointManagerInitializationError"
 """Ray's word for a run whose note of its checkpoints is half written, or names one that is gone."""
+FULL = re.compile(r"(No space left on device|Disk quota exceeded)(: '(?P<path>[^']+)')?")
+"""In the text of a worker's error; without a path it was the copy of a checkpoint to the storage."""
 logger = logging.getLogger(__name__)
 
 
@@ -69,11 +72,8 @@ def fit(
         try:
             result = _fitted(trainer, name, settings)
         except Exception as error:  # Ray wraps the worker's error in kinds of its own
-            raise WTFlowError(
-                f"training {name} failed: {error}\nIts checkpoints are kept in {storage(settings)}/{name}; "
-                "mend the cause and type the same command to go on."
-            ) from error
-        state = start(FeatureShards.open(features), params)
+            raise WTFlowError(_failed(str(error), name, settings)) from error
+        state = blank(FeatureShards.open(features, verify=False), params)
         with result.checkpoint.as_directory() as folder:
             state.load(Path(folder))
         state.scorer.eval()
@@ -90,6 +90,21 @@ def _fitted(trainer: Callable[[], Any], name: str, settings: RunSettings) -> Any
     logger.warning("%s/%s is damaged; starting from the first epoch, with the same result", storage(settings), name)
     forget(name, settings)
     return trainer().fit()  # another trainer: the first one's storage is gone
+
+
+def _failed(error: str, name: str, settings: RunSettings) -> str:
+    """What to say of a training that Ray gave up."""
+    kept = f"{storage(settings)}/{name}"
+    full = FULL.search(error)
+    if full:
+        place = full["path"] or kept
+        return (
+            f"training {name}: no space left for {place}. Free some, then type the same command: {kept} is continued."
+        )
+    return (
+        f"training {name} failed: {error}\nIts checkpoints are kept in {kept}; "
+        "mend the cause and type the same command to go on."
+    )
 
 
 def storage(settings: RunSettings) -> str:

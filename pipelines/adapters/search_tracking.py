@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from pipelines.adapters.tracking import find_run, flat, tracking, tracking_uri
+from pipelines.adapters.tracking import flat, run_of, tracking, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,13 +24,7 @@ class SearchRun:
         """Find the run of this search, or create it."""
         with tracking() as (client, experiment):
             self.experiment = experiment
-            found = find_run(client, experiment, run_key=self.key)
-            if found is None:
-                tags = {"line": self.line, "run_key": self.key, "mlflow.runName": self.key}
-                found = client.create_run(experiment, tags=tags).info.run_id
-                for name, value in flat(settings).items():
-                    client.log_param(found, name, value)
-            self.parent = found
+            self.parent = run_of(client, experiment, self.line, self.key, flat(settings))
 
     def log(self, trial: str, values: Mapping[str, Any], figures: Mapping[str, float]) -> None:
         """An epoch of a trial."""
@@ -78,14 +72,9 @@ class SearchRun:
 
     def _run(self, trial: str, values: Mapping[str, Any]) -> str:
         if trial not in self._runs:
+            tags = {"mlflow.runName": trial, "mlflow.parentRunId": self.parent}
             key = f"{self.key}/{trial}"
-            found = find_run(self.client, self.experiment, run_key=key)
-            if found is None:
-                tags = {"line": self.line, "run_key": key, "mlflow.runName": trial, "mlflow.parentRunId": self.parent}
-                found = self.client.create_run(self.experiment, tags=tags).info.run_id
-                for name, value in values.items():
-                    self.client.log_param(found, name, value)
-            self._runs[trial] = found
+            self._runs[trial] = run_of(self.client, self.experiment, self.line, key, values, **tags)
         return self._runs[trial]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """MLflow tracking: one run a training, found again by the digest of the bundle that came out of it."""
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EXPERIMENT = "wtflow"
+logger = logging.getLogger(__name__)
 
 
 def tracking_uri() -> str:
@@ -26,16 +28,23 @@ def tracking() -> Iterator[tuple["MlflowClient", str]]:
     """A client and the experiment's id. What goes wrong inside names the server and the remedy."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
-    from mlflow.exceptions import MlflowException
 
-    uri = tracking_uri()
-    try:
-        mlflow.set_tracking_uri(uri)
+    with _told():
+        mlflow.set_tracking_uri(tracking_uri())
         experiment = mlflow.set_experiment(EXPERIMENT).experiment_id
         yield mlflow.MlflowClient(), experiment
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong inside names the server and the remedy."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
     except MlflowException as error:
         raise WTFlowError(
-            f"MLflow at {uri}: {error}\nIs MLFLOW_TRACKING_URI right, and does the server run?"
+            f"MLflow at {tracking_uri()}: {error}\nIs MLFLOW_TRACKING_URI right, does the server run, is there space?"
         ) from error
 
 
@@ -48,13 +57,7 @@ class TrainingRun:
     def __enter__(self) -> Self:
         with tracking() as (client, experiment):
             self.client = client
-            found = find_run(client, experiment, run_key=self.key)
-            if found is None:
-                tags = {"line": self.line, "run_key": self.key, "mlflow.runName": self.key}
-                found = client.create_run(experiment, tags=tags).info.run_id
-                for name, value in flat(self.params.model_dump(mode="json")).items():
-                    client.log_param(found, name, value)
-            self.run_id = found
+            self.run_id = run_of(client, experiment, self.line, self.key, flat(self.params.model_dump(mode="json")))
         return self
 
     def log(self, epoch: Epoch) -> None:
@@ -64,12 +67,31 @@ class TrainingRun:
 
     def finish(self, bundle_digest: str) -> None:
         """Say which bundle came out."""
-        self.client.set_tag(self.run_id, "bundle_digest", bundle_digest)
+        with _told():
+            self.client.set_tag(self.run_id, "bundle_digest", bundle_digest)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.client.set_terminated(self.run_id, "FINISHED" if error is None else "FAILED")
+        try:
+            with _told():
+                self.client.set_terminated(self.run_id, "FINISHED" if error is None else "FAILED")
+        except WTFlowError as untold:
+            if error is None:
+                raise
+            logger.warning("%s", untold)  # what went wrong first is what has to be mended
+
+
+def run_of(client: "MlflowClient", experiment: str, line: str, key: str, params: Mapping[str, Any], **tags: str) -> str:
+    """The run of this key, which is created with `params` if it is not there yet. Its name is the key, or what `tags`
+    say under `mlflow.runName`."""
+    found = find_run(client, experiment, run_key=key)
+    if found is None:
+        named = {"line": line, "run_key": key, "mlflow.runName": key, **tags}
+        found = str(client.create_run(experiment, tags=named).info.run_id)
+        for name, value in params.items():
+            client.log_param(found, name, value)
+    return found
 
 
 def find_run(client: "MlflowClient", experiment: str, **tags: str) -> str | None:
