@@ -68,6 +68,7 @@ def test_no_space_for_checkpoints(project: Project, undisturbed: Path, command: 
         project.environment["WTFLOW_STORAGE"] = str(small.path)
         try:
             printed = project.run(*command, code=1)
+            assert "no space left for" in printed, printed
             (run,) = small.path.iterdir()
             assert f"no space left for {run}" in printed
             assert "Traceback" not in printed
