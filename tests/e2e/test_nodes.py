@@ -41,10 +41,14 @@ class Node:
                 self.process = subprocess.Popen(
                     command, cwd=project.root, env=project.environment, stdout=file, stderr=file
                 )
-            while self.process.poll() is None:
-                if "Ray runtime started" in said.read_text():
-                    return
-                time.sleep(0.2)
+            try:
+                while self.process.poll() is None:
+                    if "Ray runtime started" in said.read_text():
+                        return
+                    time.sleep(0.2)
+            except BaseException:  # the test was cut off: nothing may stay
+                self.kill()
+                raise
         raise AssertionError(said.read_text())
 
     def tasks(self) -> list[str]:
