@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from wtflow.errors import WTFlowError
+
 DEFAULTS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # every report() waits for this poll
@@ -52,7 +54,16 @@ def cluster(cores: int) -> Iterator[None]:
         if address == "local"
         else {}
     )
-    ray.init(address=address, runtime_env=runtime, log_to_driver=False, logging_level="ERROR", **local)
+    try:
+        ray.init(address=address, runtime_env=runtime, log_to_driver=False, logging_level="ERROR", **local)
+    except Exception as error:  # of several kinds, plain ones among them
+        what = (
+            "Ray did not start on this machine" if local else f"RAY_ADDRESS: no Ray at {address} lets this process in"
+        )
+        remedy = (
+            "Is it overloaded?" if local else "Is the address right, does the cluster run, is RAY_AUTH_MODE the same?"
+        )
+        raise WTFlowError(f"{what}: {error}\n{remedy} Then type the same command.") from error
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pyarrow import fs
 
-from pipelines.adapters.ray_runtime import cluster
+from pipelines.adapters.ray_runtime import cluster, in_ray
 from pipelines.environment import RunSettings
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import DigestError, WTFlowError
@@ -37,8 +37,27 @@ def fit(
 ) -> TrainingState:
     """Train on `features` and return the final state, on the CPU. `name` identifies the run; `on_epoch` is called here.
 
+    Ray begins again when a worker dies in its training, but gives up when it dies while it is set up, and keeps what it
+    had booked for it: then the run is continued here, on another Ray, or as another job of the cluster.
+
     Raises `WTFlowError` when the workers keep failing; what they finished is kept for the next try.
     """
+    tries = 1 if in_ray() else 1 + RESTARTS
+    while True:
+        tries -= 1
+        try:
+            return _fit(name, features, params, settings, on_epoch)
+        except WTFlowError:
+            raise
+        except Exception as error:  # Ray wraps the worker's error in kinds of its own
+            if not tries or not _died_early(error):
+                raise WTFlowError(_failed(str(error), name, settings)) from error
+            logger.warning("%s: a worker died while it was set up; trying again", name)
+
+
+def _fit(
+    name: str, features: Path, params: TrainParams, settings: RunSettings, on_epoch: Callable[[Epoch], None]
+) -> TrainingState:
     with cluster(settings.cores()), _watched(on_epoch) as queue:
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -69,10 +88,7 @@ def fit(
                 ),
             )
 
-        try:
-            result = _fitted(trainer, name, settings)
-        except Exception as error:  # Ray wraps the worker's error in kinds of its own
-            raise WTFlowError(_failed(str(error), name, settings)) from error
+        result = _fitted(trainer, name, settings)
         state = blank(FeatureShards.open(features, verify=False), params)
         with result.checkpoint.as_directory() as folder:
             state.load(Path(folder))
@@ -90,6 +106,13 @@ def _fitted(trainer: Callable[[], Any], name: str, settings: RunSettings) -> Any
     logger.warning("%s/%s is damaged; starting from the first epoch, with the same result", storage(settings), name)
     forget(name, settings)
     return trainer().fit()  # another trainer: the first one's storage is gone
+
+
+def _died_early(error: Exception) -> bool:
+    """Whether Ray gave up over the death of a worker, and not over an error."""
+    from ray.exceptions import RayActorError
+
+    return isinstance(getattr(error, "controller_failure", None), RayActorError)
 
 
 def _failed(error: str, name: str, settings: RunSettings) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,22 @@ from tests.e2e.project import SMALL, Project, make_project
 
 pytestmark = pytest.mark.slow
 EPOCHS = 20
+TRAININGS = """
+import sys
+import torch
+from pipelines.adapters import ray_train
+from pipelines.environment import RunSettings
+from pipelines.lines import line_params
+from pipelines.train import train_line
+from wtflow.training import TrainParams
+
+settings = RunSettings()
+torch.set_num_threads(settings.cores())
+for _ in sys.stdin:
+    params = line_params("tiny", "train", TrainParams)
+    print("digest", train_line("tiny", params, settings, ray_train.fit, lambda epoch: None).digest, flush=True)
+"""
+"""Trains `tiny` once for each line of standard input and prints the bundle's digest."""
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +96,30 @@ def test_killed_driver_goes_on_with_the_same_command(project: Project, undisturb
     assert _run(project) is None
 
 
+def test_workers_killed_at_random_moments(project: Project, undisturbed: str) -> None:
+    """Trainings one after the other, until WTFLOW_KILLS of them had their worker killed: while it starts, within an
+    epoch, while a checkpoint is written. Every training ends, with the same digest."""
+    wanted, draw = int(os.environ.get("WTFLOW_KILLS", "2")), random.Random(0)
+    command = [sys.executable, "-c", TRAININGS]
+    process = subprocess.Popen(
+        command, cwd=project.root, env=project.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        digests, moments = [_after(process, None)[0]], list[float]()
+        _, life = _after(process, None)  # the first one also waits for imports
+        while len(moments) < wanted:
+            moment = draw.uniform(0, life)
+            digest, lived = _after(process, moment)
+            digests.append(digest)
+            if lived >= moment:
+                moments.append(moment)
+            sys.stdout.write(f"{len(moments)} killed in {len(digests)} trainings; {moment:.2f} s: {digest[:12]}\n")
+    finally:
+        process.kill()
+        process.wait()
+    assert digests == [undisturbed] * len(digests)
+
+
 @pytest.mark.parametrize("damaged", ["checkpoint_*/scorer.safetensors", "checkpoint_manager_snapshot.json"])
 def test_a_half_written_file_means_another_start(
     project: Project, undisturbed: str, interrupted: Path, damaged: str
@@ -94,6 +135,28 @@ def test_a_half_written_file_means_another_start(
     assert _digest(project) == undisturbed
     assert sorted((_logged(project) - before).elements()) == list(range(EPOCHS))
     assert _run(project) is None
+
+
+def _after(process: "subprocess.Popen[str]", moment: float | None) -> tuple[str, float]:
+    """Digest of the next training of `TRAININGS`, whose worker is killed `moment` seconds after it appeared if it still
+    lives then; and how long it lived."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    before = {worker.pid for worker in _workers_of(process.pid)}
+    process.stdin.write("train\n")
+    process.stdin.flush()
+    while not (found := [worker for worker in _workers_of(process.pid) if worker.pid not in before]):
+        assert process.poll() is None
+        time.sleep(0.05)
+    began = time.monotonic()
+    try:
+        found[0].wait(timeout=moment)
+        lived = time.monotonic() - began
+    except psutil.TimeoutExpired:
+        found[0].kill()
+        lived = float("inf")
+    said = (line.split() for line in process.stdout)  # Ray may have something to say, too
+    return next((words[1] for words in said if words[:1] == ["digest"]), "none"), lived
 
 
 def _started(project: Project, ready: Callable[[], bool]) -> "subprocess.Popen[bytes]":
@@ -144,10 +207,19 @@ def _logged(project: Project) -> "Counter[int]":
 
 def _worker_of(driver: int) -> psutil.Process:
     """The training worker among the processes that the driver started."""
+    (worker,) = _workers_of(driver)
+    return worker
+
+
+def _workers_of(driver: int) -> list[psutil.Process]:
+    found = []
     for process in psutil.Process(driver).children(recursive=True):
-        if "RayTrainWorker" in " ".join(process.cmdline()):
-            return process
-    raise AssertionError("no training worker found")
+        try:
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:  # gone meanwhile
+            continue
+    return found
 
 
 def _digest(project: Project) -> str:

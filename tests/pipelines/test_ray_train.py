@@ -1,0 +1,49 @@
+"""Training on two workers of Ray Train: the samples of one, the same bits each time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.adapters import ray_train
+from pipelines.adapters.ray_runtime import cluster
+from pipelines.environment import RunSettings
+from tests.guards.closure import ROOT
+from tests.tiny_line import train_params
+from wtflow.data.shards import FeatureShards
+from wtflow.training import start, train
+
+PLACES = {"velocity": {"kind": "location"}, "batches": {"kind": "places", "places": 63}}  # not to be halved
+
+
+def test_a_full_disk_is_told_with_its_folder(tmp_path: Path) -> None:
+    settings = RunSettings(storage=str(tmp_path))
+    copied = "[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"
+    assert f"no space left for {tmp_path}/run. Free some" in ray_train._failed(copied, "run", settings)
+    written = "OSError: [Errno 28] No space left on device: '/tmp/x/scorer.safetensors'"
+    assert "no space left for /tmp/x/scorer.safetensors." in ray_train._failed(written, "run", settings)
+    assert "mend the cause" in ray_train._failed("out of luck", "run", settings)
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_one_does(
+    tiny_fit: FeatureShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a step sees does not depend on the number of workers, so that only the order of sums differs."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    params = train_params(epochs=3, **PLACES)
+    settings = RunSettings(work=tmp_path, storage="", threads=2, num_workers=2)
+    with cluster(2):
+        once, again = (
+            ray_train.fit(name, tiny_fit.folder, params, settings, lambda epoch: None) for name in ("once", "again")
+        )
+    alone = start(tiny_fit, params)
+    train(alone, tiny_fit, params)
+    mine, theirs = once.scorer.state_dict(), again.scorer.state_dict()
+    assert once.history == again.history
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    for one, other in zip(alone.history, once.history, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-4)
+    for name, weight in alone.scorer.state_dict().items():
+        torch.testing.assert_close(mine[name], weight, rtol=1e-2, atol=1e-3)
