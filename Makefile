@@ -21,7 +21,7 @@ export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR := false
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
 
-.PHONY: help setup lock repro preset tune fleet reproduce serve test check fast-test format bench clean venv peers peers-venv
+.PHONY: help setup lock repro preset tune fleet reproduce serve test check fast-test s3 format bench clean venv peers peers-venv
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ check: setup  ## format, lint, types, import contracts, fast tests
 	@mypy
 	@lint-imports
 	@python -m pytest -m "not slow"
+
+s3:  ## a real S3 server (Ceph) in memory, for tests: prints the WTFLOW_TEST_S3 that they want; Ctrl-C stops it (PORT=9470)
+	@infra/s3_server.sh $(PORT)
 
 format: setup  ## format the code and mend what the linter can mend
 	@ruff format .

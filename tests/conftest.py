@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny_line
+from tests import s3_server, tiny_line
 from wtflow.data.shards import FeatureShards
 from wtflow.training import be_deterministic
 
@@ -58,3 +58,10 @@ def tiny_bundle(tiny_fit: FeatureShards, tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("models") / tiny_line.LINE
     tiny_line.write_trained(tiny_fit, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """Port of an S3 server on this machine: see `tests.s3_server`."""
+    with s3_server.s3_server() as port:
+        yield port

@@ -98,6 +98,7 @@ def fit_here(
 ) -> TrainingState:
     """As `ray_train.fit` with one worker, in this process."""
     shards = FeatureShards.open(features, verify=False)
+    ray_train.reach_storage(settings)
     checkpoints = Checkpoints(ray_train.storage(settings), name)
     be_deterministic()
     try:

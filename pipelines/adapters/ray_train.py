@@ -42,6 +42,7 @@ def fit(
 
     Raises `WTFlowError` when the workers keep failing; what they finished is kept for the next try.
     """
+    reach_storage(settings)
     tries = 1 if in_ray() else 1 + RESTARTS
     while True:
         tries -= 1
@@ -135,6 +136,21 @@ def storage(settings: RunSettings) -> str:
     if settings.storage.startswith("s3://"):
         return settings.storage
     return str(Path(settings.storage or settings.work / "train").resolve())
+
+
+def reach_storage(settings: RunSettings) -> None:
+    """Raise a `WTFlowError` unless checkpoints can be written to S3, if they go there: Ray would say it at length."""
+    if not storage(settings).startswith("s3://"):
+        return
+    try:
+        filesystem, root = fs.FileSystem.from_uri(storage(settings))
+        filesystem.create_dir(root)
+    except (OSError, ValueError) as error:
+        raise WTFlowError(
+            f"WTFLOW_STORAGE: {storage(settings)} cannot be written to: {error}. Look at the bucket's name, "
+            "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. What is there is kept: type the "
+            "same command to go on."
+        ) from error
 
 
 def forget(name: str, settings: RunSettings) -> None:

@@ -15,7 +15,7 @@ ANSWERS = {
 }
 Fault = Callable[[str, str], str | None]
 """(method, path with query) -> what to do wrong: a key of `ANSWERS`, or `slow`, `cut`, `short`, `long`, `flip`,
-`garbage`; None: nothing."""
+`garbage`; `whole`: forget the query; None: nothing."""
 
 
 class Proxy(ThreadingHTTPServer):
@@ -31,6 +31,9 @@ class Proxy(ThreadingHTTPServer):
         self.asked: Counter[str] = Counter()
         self.lock = threading.Lock()
         self.stopped = threading.Event()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that was killed is no news."""
 
     @property
     def url(self) -> str:
@@ -50,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
             status, code, message = ANSWERS[fault]
             self.answer(status, [], ERROR.format(code=code, message=message).encode())
             return
-        status, headers, body = self.forwarded()
+        status, headers, body = self.forwarded(self.path.partition("?")[0] if fault == "whole" else self.path)
         match fault:
             case "flip":
                 body = body[:-1] + bytes([body[-1] ^ 1])
@@ -62,10 +65,10 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_GET
 
-    def forwarded(self) -> tuple[int, list[tuple[str, str]], bytes]:
+    def forwarded(self, path: str) -> tuple[int, list[tuple[str, str]], bytes]:
         sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.upstream, timeout=30)
-        upstream.request(self.command, self.path, body=sent, headers=dict(self.headers))
+        upstream.request(self.command, path, body=sent, headers=dict(self.headers))
         answer = upstream.getresponse()
         body = answer.read()
         upstream.close()

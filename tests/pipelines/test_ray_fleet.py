@@ -3,19 +3,23 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
 from pipelines.adapters.ray_fleet import KEPT, Checkpoints, News, fit_here, fleet
+from pipelines.adapters.ray_train import forget
 from pipelines.environment import RunSettings
 from pipelines.lines import LINE_STAGES, line_params
 from pipelines.train import train_line
 from tests import tiny_line
 from tests.guards.closure import ROOT
+from tests.s3_server import environment
 from tests.tiny_line import train_params
 from wtflow.data.shards import FeatureShards
+from wtflow.errors import WTFlowError
 from wtflow.training import Epoch, TrainingState, TrainParams, be_deterministic, start, train
 
 
@@ -72,6 +76,42 @@ def test_the_checkpoints_of_another_run_are_left_alone(tiny_fit: FeatureShards, 
     fresh = start(tiny_fit, params)
     Checkpoints(settings.storage, "other").restore(fresh)
     assert fresh.history == []
+
+
+def test_checkpoints_on_s3_are_kept_continued_and_removed(
+    tiny_fit: FeatureShards, s3_port: int, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(f"http://127.0.0.1:{s3_port}").items():
+        monkeypatch.setenv(name, value)
+    params = train_params(epochs=3)
+    settings = RunSettings(work=tmp_path, storage=f"s3://{bucket.name}/train", threads=1)
+
+    def until_the_second(epoch: Epoch) -> None:
+        if epoch.epoch == 1:
+            raise Stop
+
+    whole = fit_here("run", tiny_fit.folder, params, RunSettings(work=tmp_path, threads=1), lambda epoch: None)
+    with pytest.raises(Stop):
+        fit_here("run", tiny_fit.folder, params, settings, until_the_second)
+    kept = {one.key.split("/")[3] for one in bucket.objects.filter(Prefix="train/run/fleet/0")}
+    assert kept == {"000001", "000002"}
+    bucket.put_object(Key="train/run/fleet/000002/scorer.safetensors", Body=b"half")  # the one before is continued
+    heard: list[int] = []
+    done = fit_here("run", tiny_fit.folder, params, settings, lambda epoch: heard.append(epoch.epoch))
+    assert heard == [1, 2]
+    assert same(done, whole)
+    forget("run", settings)
+    assert list(bucket.objects.filter(Prefix="train/run")) == []
+
+
+def test_an_s3_that_cannot_be_written_to_is_named(
+    tiny_fit: FeatureShards, s3_port: int, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment(f"http://127.0.0.1:{s3_port}").items():
+        monkeypatch.setenv(name, value)
+    settings = RunSettings(work=tmp_path, storage="s3://no-such-bucket-here/train", threads=1)
+    with pytest.raises(WTFlowError, match=r"WTFLOW_STORAGE: s3://no-such-bucket-here/train cannot be .*bucket's name"):
+        fit_here("run", tiny_fit.folder, train_params(epochs=1), settings, lambda epoch: None)
 
 
 @pytest.fixture

@@ -1,74 +1,34 @@
 """Against an S3 server over HTTP, with a proxy between that fails as networks and servers do."""
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipelines import fetch
+from pipelines.adapters import s3 as s3_adapter
 from pipelines.adapters.s3 import Bucket, Fetched, S3Settings
 from tests.data import data_sets
 from tests.data.raw_folders import encoded, noise, params
-from tests.pipelines.faulty_proxy import Fault, Proxy, proxy
+from tests.pipelines.faulty_proxy import Fault, Proxy
+from tests.s3_server import REAL
 from wtflow.data.prepare import prepare
 from wtflow.errors import WTFlowError
 
-REPOSITORY = Path(__file__).parents[2]
 QUICK = S3Settings(connections=4, timeout=60.0, attempts=8, pause=0.01)
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "test",
-    "AWS_SECRET_ACCESS_KEY": "test",
-    "AWS_REGION": "us-east-1",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
 LINE = "{prepare: {}, extract: {}, train: {}, evaluate: {}, register: {}}"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    """Port of an S3 server in this process."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    yield moto.get_host_and_port()[1]
-    moto.stop()
-
-
-@pytest.fixture
-def s3(server: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """The proxy, which AWS_ENDPOINT_URL names."""
-    with proxy(server) as between:
-        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": between.url}.items():
-            monkeypatch.setenv(name, value)
-        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
-            monkeypatch.delenv(name, raising=False)
-        yield between
-
-
-@pytest.fixture
-def bucket(s3: Proxy, server: int, request: pytest.FixtureRequest) -> Any:
-    """An empty bucket of this test's own, to put objects into, past the proxy."""
-    client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{server}")
-    name = f"b{abs(hash(request.node.nodeid)):x}"
-    client.create_bucket(Bucket=name)
-    return boto3.resource("s3", endpoint_url=f"http://127.0.0.1:{server}").Bucket(name)
 
 
 def filled(bucket: Any, count: int = 20, prefix: str = "line/") -> dict[str, bytes]:
     """Puts objects, and says what the folder has to hold."""
     names = [f"good/teil {number:03d} größe.png" for number in range(count)]
     content = {name: encoded(noise(number)) for number, name in enumerate(names)}
-    for name, data in content.items():
-        bucket.put_object(Key=prefix + name, Body=data)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda item: bucket.put_object(Key=prefix + item[0], Body=item[1]), content.items()))
     return content
 
 
@@ -145,12 +105,13 @@ def test_the_listing_is_repeated_too_and_goes_on_page_by_page(
     s3: Proxy, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     content = filled(bucket, 12)
-    monkeypatch.setattr("moto.settings.get_s3_default_max_keys", lambda: 5)
-    turn = iter([fault, None, fault, None, None])
+    monkeypatch.setattr(s3_adapter, "PAGE", 5)
+    turn = iter([fault, None, fault])
     s3.fault = lambda method, path: next(turn, None) if "list-type=2" in path else None
     result = fetched(bucket, tmp_path / "raw")
     assert held(tmp_path / "raw") == content
     assert result.repeated.total() == 2
+    assert s3.asked["GET"] == 12 + 3 + 2  # objects, pages, repetitions
 
 
 def test_with_a_fifth_of_the_requests_failing_the_result_is_the_same(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
@@ -205,19 +166,45 @@ def test_what_is_here_is_not_downloaded_again_and_what_changed_is(s3: Proxy, buc
     assert held(raw) == content | {names[1]: b"new", "more/11.png": b"eleven"}
 
 
-def test_an_object_of_several_parts_is_checked_and_remembered(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
-    data = random.Random(0).randbytes(11_000_000)
-    upload = bucket.Object("line/large.bin").initiate_multipart_upload()
-    parts = []
-    for number, (start, end) in enumerate([(0, 5 << 20), (5 << 20, 10_900_000), (10_900_000, 11_000_000)], start=1):
-        answer = upload.Part(number).upload(Body=data[start:end])
-        parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-    upload.complete(MultipartUpload={"Parts": parts})
-    turn = iter([None, "flip"])
-    s3.fault = lambda method, path: next(turn, None)
+def upload_in_parts(bucket: Any, key: str, *parts: bytes) -> None:
+    upload = bucket.Object(key).initiate_multipart_upload()
+    answers = [upload.Part(number).upload(Body=data) for number, data in enumerate(parts, start=1)]
+    done = [{"PartNumber": number, "ETag": answer["ETag"]} for number, answer in enumerate(answers, start=1)]
+    upload.complete(MultipartUpload={"Parts": done})
+
+
+def telling(fault: str) -> Fault:
+    """This fault in the first download, from a server that tells the parts."""
+    turn = iter([fault])
+    return lambda method, path: next(turn, None) if "large" in path and method == "GET" else None
+
+
+def silent(fault: str) -> Fault:
+    """The same from a server that does not know what a part is, as some are."""
+    tell = telling(fault)
+    return lambda method, path: "whole" if "partNumber" in path and not REAL else tell(method, path)
+
+
+@pytest.mark.parametrize("server", [telling, silent])
+@pytest.mark.parametrize(
+    ("sizes", "usual"), [((5 << 20, 5 << 20, 100_000), True), ((5 << 20, 5_657_120, 100_000), False)]
+)
+def test_an_object_of_several_parts_is_checked_and_remembered(
+    s3: Proxy, bucket: Any, tmp_path: Path, server: Callable[[str], Fault], sizes: Sequence[int], usual: bool
+) -> None:
+    dice = random.Random(0)
+    parts = [dice.randbytes(size) for size in sizes]
+    upload_in_parts(bucket, "line/large.bin", *parts)
+    s3.fault = server("flip")
+    first = boto3.client("s3").head_object(Bucket=bucket.name, Key="line/large.bin", PartNumber=1)
+    told = first["ContentLength"] == sizes[0]
     result = fetched(bucket, tmp_path / "raw")
-    assert held(tmp_path / "raw") == {"large.bin": data}
-    assert (result.repeated["wrong bytes"], result.by_size_alone) == (1, 0)
+    assert held(tmp_path / "raw") == {"large.bin": b"".join(parts)}
+    assert REAL or told == (server is telling)
+    if usual or told:
+        assert (result.repeated["wrong bytes"], result.by_size_alone) == (1, 0)
+    else:  # the second and third download are compared
+        assert (result.repeated["wrong bytes"], result.by_size_alone) == (2, 1)
     assert fetched(bucket, tmp_path / "raw").here_already == 1
     tmp_path.joinpath("raw.jsonl").write_text('{"path": "large.b')  # torn by a kill
     assert fetched(bucket, tmp_path / "raw").here_already == 0
@@ -291,33 +278,3 @@ def test_a_bucket_stands_before_any_layout(
     assert f"{len(held(tmp_path / 'source'))} of them were here; 0 requests repeated" in shown
     assert Path("data/raw/bottles/train/good/900.png").is_file()
     assert not Path(".wtflow/fetch/bottles").exists()
-
-
-@pytest.mark.slow
-def test_kills_at_random_moments_cost_nothing_that_was_whole(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
-    content = filled(bucket, 80)
-    project(tmp_path, f"s3://{bucket.name}/line")
-    command = [sys.executable, "-m", "pipelines.fetch", "bottles"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "WTFLOW_S3_CONNECTIONS": "2"}
-    dice, killed = random.Random(3), 0
-
-    def slowly(method: str, path: str) -> None:
-        time.sleep(0.02)
-
-    s3.fault = slowly
-    for goal in (5, 20, 45, 70):  # in the midst of the download, at a moment that nobody chose
-        run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        work = tmp_path / ".wtflow/fetch/bottles"
-        while run.poll() is None and len(held(work) if work.is_dir() else ()) < goal:
-            time.sleep(0.01)
-        time.sleep(dice.uniform(0, 0.1))
-        run.send_signal(signal.SIGKILL)
-        run.communicate()
-        killed += run.returncode == -signal.SIGKILL
-        assert not (tmp_path / "data/raw/bottles").exists()
-    assert killed == 4
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert held(tmp_path / "data/raw/bottles") == content
-    here = int(done.stdout.split(" of them were here")[0].rpartition(" ")[2])
-    assert 60 < here < 80
