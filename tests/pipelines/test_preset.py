@@ -84,7 +84,7 @@ def test_it_says_what_changed_and_what_to_type(project: Path, capsys: pytest.Cap
     preset.main("solar-mono", "accurate")
     said = capsys.readouterr().out
     assert "+ extract.backbone.image_size: [192, 192]" in said
-    assert "train.velocity.width: 56 -> 256" in said
+    assert "train.velocity.width: 56 -> 128" in said
     assert "- train.velocity.depth: 1" in said
     assert "dvc repro register@solar-mono" in said
     preset.main("solar-mono", "accurate")
