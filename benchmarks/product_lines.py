@@ -7,12 +7,13 @@ from pathlib import Path
 
 import yaml
 
+from pipelines.feature_cache import feature_cache
 from pipelines.lines import line_params, read_params
 from wtflow.data.manifest import Manifest, PrepareParams
 from wtflow.data.prepare import prepare
 from wtflow.data.shards import FeatureShards
 from wtflow.features.backbone import build_backbone
-from wtflow.features.extract import ExtractParams, extract
+from wtflow.features.extract import ExtractParams, Job, extract
 from wtflow.training import TrainParams
 
 PROJECT = Path(__file__).parents[1]
@@ -87,7 +88,7 @@ def extract_features(line: ProductLine) -> None:
     if line.place == PROJECT:
         return
     params, manifest = line.extract_params, line.manifest
-    backbone = build_backbone(params.backbone)
+    job = Job(line.raw, feature_cache(), build_backbone(params.backbone), params, line.prepare_params.limits)
     facts = {
         "line": line.name,
         "data_version": manifest.data_version,
@@ -96,5 +97,4 @@ def extract_features(line: ProductLine) -> None:
         "limits": line.prepare_params.limits.model_dump(mode="json"),
     }
     for name, splits in OUTPUTS.items():
-        rows = manifest.rows(*splits)
-        extract(rows, line.raw, line.features(name), backbone, params, line.prepare_params.limits, facts)
+        extract(manifest.rows(*splits), line.features(name), job, facts)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines.feature_cache import feature_cache
 from pipelines.search_space import LabelledImages, SyntheticDefects
 from wtflow.artefact import digest_of, sha256_bytes, sha256_file
 from wtflow.data import synthetic
@@ -22,7 +23,7 @@ from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import WTFlowError
 from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
-from wtflow.features.extract import ExtractParams, extract
+from wtflow.features.extract import ExtractParams, Job, extract
 from wtflow.scoring.metrics import auroc
 
 Objective = SyntheticDefects | LabelledImages
@@ -126,7 +127,7 @@ def judged_features(
     if not (folder / "index.json").exists():
         network = build_backbone(backbone, load_weights(fit.folder / "backbone.safetensors"))
         params = ExtractParams.parse({"backbone": facts["backbone"], **SIZES}, "features of the search")
-        rejected = extract(rows, raw, folder, network, params, limits, facts)
+        rejected = extract(rows, folder, Job(raw, feature_cache(), network, params, limits), facts).rejected
         if rejected.num_rows:
             first = rejected.to_pylist()[0]
             raise WTFlowError(f"{raw / first['path']}: {first['reason']}: {first['detail']}. Mend it, or take it away.")

@@ -20,7 +20,8 @@ from wtflow.data.manifest import Manifest
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.features.backbone import build_backbone
-from wtflow.features.extract import ExtractParams, extract
+from wtflow.features.cache import FeatureCache
+from wtflow.features.extract import ExtractParams, Job, extract
 from wtflow.flow.velocity import build_field
 from wtflow.params import merged
 from wtflow.scoring.calibration import calibrate
@@ -87,10 +88,10 @@ def few_features(settings: ExtractParams, root: Path, raw: Path, folder: Path) -
     """Features of a few photographs, enough for a step and a threshold."""
     manifest = Manifest.read(root / "data/prepared" / tiny_line.LINE / "manifest.parquet")
     rows = [*manifest.rows("train")[:TRAIN_IMAGES], *manifest.rows("calibrate")[:CALIBRATE_IMAGES]]
-    backbone = build_backbone(settings.backbone)
     limits = ImageLimits.parse(tiny_line.PREPARE["limits"], "tests")
+    job = Job(raw, FeatureCache(folder.with_name("cache")), build_backbone(settings.backbone), settings, limits)
     facts = tiny_line.facts(manifest) | {"backbone": settings.backbone.model_dump(mode="json")}
-    extract(rows, raw, folder, backbone, settings, limits, facts)
+    extract(rows, folder, job, facts)
     return FeatureShards.open(folder)
 
 

@@ -14,7 +14,8 @@ from wtflow.data.manifest import Manifest, PrepareParams, write_rejected
 from wtflow.data.prepare import prepare
 from wtflow.data.shards import FeatureShards
 from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
-from wtflow.features.extract import ExtractParams, extract
+from wtflow.features.cache import FeatureCache
+from wtflow.features.extract import ExtractParams, Job, extract
 from wtflow.params import merged
 from wtflow.scoring.calibration import Calibration, calibrate
 from wtflow.training import TrainingState, TrainParams, finish, start, train
@@ -113,11 +114,11 @@ def facts(manifest: Manifest) -> dict[str, Any]:
 def write_features(manifest: Manifest, raw: Path, folder: Path) -> None:
     """Both outputs of the extract stage."""
     params = extract_params()
-    backbone = build_backbone(params.backbone)
     limits = ImageLimits.parse(PREPARE["limits"], "tests")
+    job = Job(raw, FeatureCache(folder.parents[1] / "cache"), build_backbone(params.backbone), params, limits)
     for output, splits in SPLITS.items():
         rows = manifest.rows(*splits)  # type: ignore[arg-type]
-        extract(rows, raw, folder / output, backbone, params, limits, facts(manifest))
+        extract(rows, folder / output, job, facts(manifest))
 
 
 def trained(shards: FeatureShards, params: TrainParams) -> TrainingState:

@@ -1,4 +1,4 @@
-"""`wtflow`, or `python -m wtflow.cli`: score photographs with a bundle, and look at what a bundle is.
+"""`wtflow`, or `python -m wtflow.cli`: score photographs with a bundle, look at one, keep the feature cache.
 
 Scores are the service's: the same detector, one photograph at a time. Exit status: 0; 1 after an image or a file that
 is not right, which is explained; 2 for a command that is not understood.
@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from wtflow import cost
 from wtflow.artefact import replacing
 from wtflow.bundle import Bundle, load_bundle
+from wtflow.cache_commands import cache
 from wtflow.data.images import decode
 from wtflow.data.tree import files, visible
 from wtflow.detector import Detector, Verdict
@@ -61,6 +62,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+app.add_typer(cache, name="cache")
 BundleArgument = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of a bundle, e.g. models/solar-mono.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="For programs: JSON instead of a table.")]
 

@@ -1,4 +1,5 @@
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,8 @@ from wtflow.data.manifest import Manifest, read_rejected
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
 from wtflow.features.backbone import Backbone, build_backbone
-from wtflow.features.extract import Partition, Timing, extract
+from wtflow.features.cache import FeatureCache
+from wtflow.features.extract import Extraction, Job, Partition, Rows, Timing, compute_here, extract
 
 LIMITS = ImageLimits.parse(PREPARE["limits"], "tests")
 
@@ -41,59 +43,134 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.fixture
+def cache(tmp_path: Path) -> FeatureCache:
+    return FeatureCache(tmp_path / "cache")
+
+
 def run(
-    manifest: Manifest, raw: Path, folder: Path, backbone: Backbone, **changes: Any
-) -> tuple[list[dict[str, str]], list[Partition]]:
-    """The fit output; rejected images and the partitions as they were reported."""
-    partitions: list[Partition] = []
-    rejected = extract(
-        manifest.rows("train", "calibrate"),
-        raw,
-        folder,
-        backbone,
-        extract_params(**changes),
-        LIMITS,
-        facts(manifest),
-        lambda number, partition: partitions.append(partition),
-    )
-    return rejected.to_pylist(), partitions
+    manifest: Manifest, raw: Path, folder: Path, cache: FeatureCache, backbone: Backbone, **changes: Any
+) -> Extraction:
+    """The fit output."""
+    rows = manifest.rows("train", "calibrate")
+    return extract(rows, folder, Job(raw, cache, backbone, extract_params(**changes), LIMITS), facts(manifest))
 
 
-def test_a_second_run_writes_the_same_bytes(
-    manifest: Manifest, tiny_raw: Path, tiny_fit: FeatureShards, tmp_path: Path, backbone: Backbone
+def counts(done: Extraction) -> tuple[int, int, int]:
+    """Images computed, taken from the cache, rejected."""
+    return done.timing.images, done.timing.cached, done.timing.rejected
+
+
+def test_what_is_in_the_cache_is_not_computed_and_the_bytes_are_the_same(
+    manifest: Manifest, tiny_raw: Path, tiny_fit: FeatureShards, tmp_path: Path, cache: FeatureCache, backbone: Backbone
 ) -> None:
-    rejected, partitions = run(manifest, tiny_raw, tmp_path / "fit", backbone)
-    assert (rejected, any(partition.reused for partition in partitions)) == ([], False)
+    heard: list[Timing] = []
+    rows = manifest.rows("train", "calibrate")
+    job = Job(tiny_raw, cache, backbone, extract_params(), LIMITS)
+    first = extract(rows, tmp_path / "fit", job, facts(manifest), on_timing=heard.append)
+    assert counts(first) == (len(rows), 0, 0)
+    assert sum(one.images for one in heard) == len(rows)
+    assert min(first.timing.read, first.timing.decode, first.timing.infer, first.timing.write) > 0
+    assert contents(tmp_path / "fit") == contents(tiny_fit.folder)
+    again = run(manifest, tmp_path / "no photographs are needed", tmp_path / "again", cache, backbone)
+    assert counts(again) == (0, len(rows), 0)
+    assert contents(tmp_path / "again") == contents(tiny_fit.folder)
+
+
+def test_whole_partitions_cost_no_second_copy(
+    manifest: Manifest, tiny_raw: Path, tmp_path: Path, cache: FeatureCache, backbone: Backbone
+) -> None:
+    run(manifest, tiny_raw, tmp_path / "fit", cache, backbone)
+    shards = {path.stat().st_ino for path in cache.folder.glob("*/*.safetensors")}
+    parts = {path.stat().st_ino for path in (tmp_path / "fit").glob("part-*")}
+    assert parts == shards  # where the file system has no reflink
+
+
+def test_added_images_alone_are_computed(
+    manifest: Manifest, tiny_raw: Path, tiny_fit: FeatureShards, tmp_path: Path, cache: FeatureCache, backbone: Backbone
+) -> None:
+    """Three of them, each in another partition, which moves the border of every partition."""
+    rows = manifest.rows("train", "calibrate")
+    added = {rows[place]["path"] for place in (1, 12, 21)}
+    job = Job(tiny_raw, cache, backbone, extract_params(), LIMITS)
+    extract([row for row in rows if row["path"] not in added], tmp_path / "before", job, facts(manifest))
+    computed: list[list[str]] = []
+
+    def heard(job: Job, groups: list[Rows]) -> Any:
+        computed.extend([row["path"] for row in group] for group in groups)
+        return compute_here(job, groups)
+
+    done = extract(rows, tmp_path / "fit", job, facts(manifest), heard)  # type: ignore[arg-type]
+    assert counts(done) == (3, len(rows) - 3, 0)
+    assert [set(group) for group in computed] == [added]
     assert contents(tmp_path / "fit") == contents(tiny_fit.folder)
 
 
-def test_finished_partitions_are_not_computed_again(
-    manifest: Manifest, tiny_raw: Path, tiny_fit: FeatureShards, tmp_path: Path, backbone: Backbone
+@pytest.mark.parametrize("changes", [{"partition_size": 5}, {"batch_size": 3}])
+def test_other_sizes_compute_nothing_and_give_the_bytes_of_a_fresh_run(
+    changes: dict[str, int], manifest: Manifest, tiny_raw: Path, tmp_path: Path, cache: FeatureCache, backbone: Backbone
 ) -> None:
-    folder = Path(shutil.copytree(tiny_fit.folder, tmp_path / "fit"))
-    (folder / "index.json").unlink()
-    (folder / "part-00001.safetensors").write_bytes(b"half")
-    (folder / "part-00002.safetensors").unlink()
-    (folder / "part-99999.safetensors").write_bytes(b"of an earlier, larger run")
-    _, partitions = run(manifest, tiny_raw, folder, backbone)
-    computed = [number for number, partition in enumerate(partitions) if not partition.reused]
-    assert computed == [1, 2]
-    assert contents(folder) == contents(tiny_fit.folder)
+    run(manifest, tiny_raw, tmp_path / "first", cache, backbone)
+    done = run(manifest, tiny_raw, tmp_path / "fit", cache, backbone, **changes)
+    assert done.timing.images == 0
+    run(manifest, tiny_raw, tmp_path / "fresh", FeatureCache(tmp_path / "other"), backbone, **changes)
+    assert contents(tmp_path / "fit") == contents(tmp_path / "fresh")
 
 
-def test_other_weights_are_not_mixed_in(
-    manifest: Manifest, tiny_raw: Path, tiny_fit: FeatureShards, tmp_path: Path, backbone: Backbone
+def test_another_split_folder_and_line_compute_nothing(
+    manifest: Manifest, raw: Path, tmp_path: Path, cache: FeatureCache, backbone: Backbone
 ) -> None:
-    folder = Path(shutil.copytree(tiny_fit.folder, tmp_path / "fit"))
+    run(manifest, raw, tmp_path / "fit", cache, backbone)
+    rows = [row | {"split": "test", "line": "other", "path": f"moved/{row['path']}"} for row in manifest.rows("train")]
+    job = Job(raw, cache, backbone, extract_params(), LIMITS)
+    done = extract(rows, tmp_path / "test", job, facts(manifest))
+    assert counts(done) == (0, len(rows), 0)
+    index = FeatureShards.open(tmp_path / "test").index
+    assert index["line"].to_pylist() == ["other"] * len(rows)
+
+
+def test_other_weights_levels_and_image_sizes_are_not_mixed_in(
+    manifest: Manifest, tiny_raw: Path, tiny_fit: FeatureShards, tmp_path: Path, cache: FeatureCache, backbone: Backbone
+) -> None:
+    run(manifest, tiny_raw, tmp_path / "fit", cache, backbone)
     weights = {name: value.clone() for name, value in backbone.network.state_dict().items()}
     weights["conv_stem.weight"] *= 1.01
-    _, partitions = run(manifest, tiny_raw, folder, build_backbone(backbone.params, weights))
-    assert not any(partition.reused for partition in partitions)
-    assert FeatureShards.open(folder).digest != tiny_fit.digest
+    rows = len(tiny_fit)
+    for number, (params, given) in enumerate(
+        [
+            (backbone.params, weights),
+            (backbone.params.model_copy(update={"levels": (2,)}), None),
+            (backbone.params.model_copy(update={"image_size": (64, 96)}), None),
+        ]
+    ):
+        done = run(manifest, tiny_raw, tmp_path / str(number), cache, build_backbone(params, given))
+        assert counts(done) == (rows, 0, 0)
+        assert FeatureShards.open(tmp_path / str(number)).digest != tiny_fit.digest
+
+
+def test_a_damaged_shard_is_computed_again(
+    manifest: Manifest, tiny_raw: Path, tiny_fit: FeatureShards, tmp_path: Path, cache: FeatureCache, backbone: Backbone
+) -> None:
+    run(manifest, tiny_raw, tmp_path / "fit", cache, backbone)
+    shard = max(cache.folder.glob("*/*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.unlink()  # the output keeps its own
+    shard.write_bytes(data)
+    done = run(manifest, tiny_raw, tmp_path / "fit", cache, backbone)
+    assert 0 < done.timing.images <= 8
+    assert done.timing.cached == len(tiny_fit) - done.timing.images
+    assert contents(tmp_path / "fit") == contents(tiny_fit.folder)
 
 
 def test_damaged_images_are_counted_named_and_taken_again_when_restored(
-    manifest: Manifest, tiny_raw: Path, raw: Path, tiny_fit: FeatureShards, tmp_path: Path, backbone: Backbone
+    manifest: Manifest,
+    tiny_raw: Path,
+    raw: Path,
+    tiny_fit: FeatureShards,
+    tmp_path: Path,
+    cache: FeatureCache,
+    backbone: Backbone,
 ) -> None:
     rows = manifest.rows("train", "calibrate")
     gone, changed, cut = rows[0], rows[9], rows[-1]
@@ -103,8 +180,8 @@ def test_damaged_images_are_counted_named_and_taken_again_when_restored(
     (raw / changed["path"]).write_bytes(bytes(data))
     (raw / cut["path"]).write_bytes((raw / cut["path"]).read_bytes()[:500])
     folder = tmp_path / "fit"
-    rejected, partitions = run(manifest, raw, folder, backbone)
-    shards = FeatureShards.open(folder)
+    done = run(manifest, raw, folder, cache, backbone)
+    rejected, shards = done.rejected.to_pylist(), FeatureShards.open(folder)
     assert {one["path"]: one["reason"] for one in rejected} == {
         gone["path"]: "unreadable",
         changed["path"]: "changed",
@@ -116,75 +193,96 @@ def test_damaged_images_are_counted_named_and_taken_again_when_restored(
     assert shards.header["rejected"] == len(recorded)
     kept, left_out = set(shards.index["path"].to_pylist()), {one["path"] for one in recorded}
     assert (kept & left_out, kept | left_out) == (set(), {row["path"] for row in rows})
-    total = sum((partition.timing for partition in partitions), Timing())
-    assert (total.images, total.rejected) == (len(shards), 3)
-    assert min(total.read, total.decode, total.infer, total.write) > 0
+    assert counts(done) == (len(shards), 0, 3)
     row = shards.index["image_id"].to_pylist().index(rows[10]["image_id"])
     assert torch.equal(shards.batch([row])[3], tiny_fit.batch([10])[3])  # its neighbour moved up, with its features
 
-    rejected, partitions = run(manifest, tiny_raw, folder, backbone)
-    assert rejected == read_rejected(folder / "rejected.parquet").to_pylist() == []
-    assert sum(not partition.reused for partition in partitions) == 3
+    bytes_before = contents(folder)
+    assert counts(run(manifest, raw, folder, cache, backbone)) == (0, len(rows) - 3, 3)
+    assert contents(folder) == bytes_before
+
+    done = run(manifest, tiny_raw, folder, cache, backbone)
+    assert done.rejected.to_pylist() == read_rejected(folder / "rejected.parquet").to_pylist() == []
+    assert counts(done) == (3, len(rows) - 3, 0)
     assert contents(folder) == contents(tiny_fit.folder)
 
 
 def test_an_image_that_no_longer_decodes_is_rejected_with_the_reason(
-    manifest: Manifest, tiny_raw: Path, tmp_path: Path, backbone: Backbone
+    manifest: Manifest, tiny_raw: Path, tmp_path: Path, cache: FeatureCache, backbone: Backbone
 ) -> None:
     """Its bytes are those of the manifest, but limits have become narrower since."""
-    params, limits = extract_params(), LIMITS.model_copy(update={"min_side": 301})
-    rows = manifest.rows("train")[:3]
+    job = Job(tiny_raw, cache, backbone, extract_params(), LIMITS.model_copy(update={"min_side": 301}))
     with pytest.raises(WTFlowError, match="none of 3 images could be read"):
-        extract(rows, tiny_raw, tmp_path / "none", backbone, params, limits, facts(manifest))
+        extract(manifest.rows("train")[:3], tmp_path / "none", job, facts(manifest))
     assert not (tmp_path / "none" / "index.json").exists()
 
 
 def test_a_partition_with_nothing_in_it_is_no_obstacle(
-    manifest: Manifest, raw: Path, tmp_path: Path, backbone: Backbone
+    manifest: Manifest, raw: Path, tmp_path: Path, cache: FeatureCache, backbone: Backbone
 ) -> None:
     rows = manifest.rows("train", "calibrate")
     for row in rows[8:16]:
         (raw / row["path"]).unlink()
-    rejected, _ = run(manifest, raw, tmp_path / "fit", backbone)
+    done = run(manifest, raw, tmp_path / "fit", cache, backbone)
     shards = FeatureShards.open(tmp_path / "fit")
-    assert (len(rejected), len(shards)) == (8, len(rows) - 8)
+    assert (done.rejected.num_rows, len(shards)) == (8, len(rows) - 8)
     assert len(shards.batch(range(len(shards)))[3]) == len(shards)
 
 
+def test_images_that_a_place_of_work_lost_are_missed(
+    manifest: Manifest, tiny_raw: Path, tmp_path: Path, cache: FeatureCache, backbone: Backbone
+) -> None:
+    def forgetful(job: Job, groups: Any) -> Any:
+        return compute_here(job, groups[1:])
+
+    job = Job(tiny_raw, cache, backbone, extract_params(), LIMITS)
+    with pytest.raises(WTFlowError, match="neither computed nor rejected, of 8"):
+        extract(manifest.rows("train"), tmp_path / "fit", job, facts(manifest), forgetful)
+
+
+def test_features_beyond_float16_are_refused(
+    manifest: Manifest, tiny_raw: Path, tmp_path: Path, cache: FeatureCache, backbone: Backbone
+) -> None:
+    weights = {name: value.clone() for name, value in backbone.network.state_dict().items()}
+    last = [name for name in weights if name.endswith("bn3.weight")][-1]
+    weights[last] *= 1e9
+    with pytest.raises(WTFlowError, match="beyond float16's 65504"):
+        run(manifest, tiny_raw, tmp_path / "fit", cache, build_backbone(backbone.params, weights))
+    assert list(cache.folder.glob("*/*.safetensors")) == []
+
+
 WORKER = """
-import json, os, resource, sys
+import resource, sys, time
 from pathlib import Path
 import torch
 from tests.tiny_line import PREPARE, extract_params, facts
 from wtflow.data.images import ImageLimits
-from wtflow.data.manifest import Manifest, read_rejected
+from wtflow.data.manifest import Manifest
 from wtflow.features import extract as module
 from wtflow.features.backbone import build_backbone
+from wtflow.features.cache import FeatureCache
 
 torch.set_num_threads(1)
-manifest, raw, folder, mode = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-manifest, params = Manifest.read(manifest), extract_params()
+manifest, raw, folder, mode = Manifest.read(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+params, limits = extract_params(), ImageLimits.parse(PREPARE["limits"], "tests")
+decode = module.decode
 
 
-def on_partition(number, partition):
-    print("partition", number, flush=True)
-    if mode == "small-disk" and number == 0:
+def slowly(data, limits):
+    time.sleep(0.1)
+    return decode(data, limits)
+
+
+def on_timing(timing):
+    print("images", timing.images, flush=True)
+    if mode == "small-disk" and timing.images:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
 
-if mode == "slow":
-    decode = module.decode
-
-    def slowly(data, limits):
-        import time
-
-        time.sleep(0.1)
-        return decode(data, limits)
-
-    module.decode = slowly
+module.decode = slowly
+job = module.Job(raw, FeatureCache(folder.with_name("cache")), build_backbone(params.backbone), params, limits)
 try:
-    module.extract(manifest.rows("train", "calibrate"), raw, folder, build_backbone(params.backbone), params,
-                   ImageLimits.parse(PREPARE["limits"], "tests"), facts(manifest), on_partition)
+    module.extract(manifest.rows("train", "calibrate"), folder, job, facts(manifest), on_timing=on_timing)
 except OSError as error:
     sys.exit(f"OSError {error.errno}")
 """
@@ -204,39 +302,46 @@ def worker(tiny_features: Path, folder: Path, mode: str) -> subprocess.Popen[str
 
 @pytest.mark.slow
 def test_a_run_killed_inside_a_partition_is_continued(
-    manifest: Manifest, tiny_features: Path, tiny_fit: FeatureShards, tmp_path: Path, backbone: Backbone
+    manifest: Manifest,
+    tiny_features: Path,
+    tiny_fit: FeatureShards,
+    tmp_path: Path,
+    cache: FeatureCache,
+    backbone: Backbone,
 ) -> None:
-    folder = tmp_path / "fit"
-    process = worker(tiny_features, folder, "slow")
+    process = worker(tiny_features, tmp_path / "fit", "slow")
     assert process.stdout is not None
-    for number in range(2):
-        assert process.stdout.readline() == f"partition {number}\n"
+    assert [process.stdout.readline() for _ in range(2)] == ["images 0\n", "images 8\n"]
     time.sleep(0.3)  # a partition takes 0.8 s: this is in the middle of the third
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    with pytest.raises(WTFlowError, match="not there"):
-        FeatureShards.open(folder)
-    left = {path.name for path in folder.glob("*.safetensors")}
-    assert left == {"part-00000.safetensors", "part-00001.safetensors"}
-    _, partitions = run(manifest, tiny_features / "data/raw" / LINE, folder, backbone)
-    assert [number for number, partition in enumerate(partitions) if partition.reused] == [0, 1]
-    assert contents(folder) == contents(tiny_fit.folder)
+    assert not (tmp_path / "fit").exists()
+    kept = 8 * len(list(cache.folder.glob("*/*.json"))) - 8
+    assert kept in (8, 16)
+    done = run(manifest, tiny_features / "data/raw" / LINE, tmp_path / "fit", cache, backbone)
+    assert counts(done) == (len(tiny_fit) - kept, kept, 0)
+    assert contents(tmp_path / "fit") == contents(tiny_fit.folder)
 
 
 @pytest.mark.slow
 def test_a_disk_that_fills_inside_a_shard_leaves_no_half_of_it(
-    manifest: Manifest, tiny_features: Path, tiny_fit: FeatureShards, tmp_path: Path, backbone: Backbone
+    manifest: Manifest,
+    tiny_features: Path,
+    tiny_fit: FeatureShards,
+    tmp_path: Path,
+    cache: FeatureCache,
+    backbone: Backbone,
 ) -> None:
-    folder = tmp_path / "fit"
-    process = worker(tiny_features, folder, "small-disk")
+    process = worker(tiny_features, tmp_path / "fit", "small-disk")
     _, errors = process.communicate()
     assert (process.returncode, errors.strip()) == (1, "OSError 27")
-    assert [path.name for path in folder.iterdir()] == ["part-00000.safetensors"]
-    with pytest.raises(WTFlowError, match="not there"):
-        FeatureShards.open(folder)
-    _, partitions = run(manifest, tiny_features / "data/raw" / LINE, folder, backbone)
-    assert [partition.reused for partition in partitions] == [True] + [False] * (len(partitions) - 1)
-    assert contents(folder) == contents(tiny_fit.folder)
+    assert not (tmp_path / "fit").exists()
+    kept = 8 * len(list(cache.folder.glob("*/*.safetensors")))
+    assert kept in (8, 16)
+    assert list(cache.folder.glob("*/*.tmp-*")) == []
+    done = run(manifest, tiny_features / "data/raw" / LINE, tmp_path / "fit", cache, backbone)
+    assert counts(done) == (len(tiny_fit) - kept, kept, 0)
+    assert contents(tmp_path / "fit") == contents(tiny_fit.folder)
 
 
 @pytest.mark.parametrize("field", ["partition_size", "batch_size"])
@@ -245,10 +350,18 @@ def test_sizes_of_nothing_are_refused(field: str) -> None:
         extract_params(**{field: 0})
 
 
-def test_a_foreign_file_in_the_work_folder_is_removed(
-    manifest: Manifest, tiny_raw: Path, tiny_fit: FeatureShards, tmp_path: Path, backbone: Backbone
+def test_what_an_earlier_run_left_in_the_folder_is_removed(
+    manifest: Manifest, tiny_raw: Path, tiny_fit: FeatureShards, tmp_path: Path, cache: FeatureCache, backbone: Backbone
 ) -> None:
     folder = Path(shutil.copytree(tiny_fit.folder, tmp_path / "fit"))
     write_json(folder / "part-00000.safetensors.tmp-12345678", {})
-    run(manifest, tiny_raw, folder, backbone)
+    (folder / "part-99999.safetensors").write_bytes(b"of an earlier, larger run")
+    (folder / "part-00001.safetensors").write_bytes(b"half")
+    run(manifest, tiny_raw, folder, cache, backbone)
     assert contents(folder) == contents(tiny_fit.folder)
+
+
+def test_a_partition_can_be_told_to_another_process(tmp_path: Path) -> None:
+    """Ray hands it over."""
+    partition = Partition(["a"], "b", [], Timing(images=1))
+    assert pickle.loads(pickle.dumps(partition)) == partition  # noqa: S301

@@ -21,7 +21,8 @@ from wtflow.data.manifest import Manifest
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import DigestError, WTFlowError
 from wtflow.features.backbone import build_backbone
-from wtflow.features.extract import extract
+from wtflow.features.cache import FeatureCache
+from wtflow.features.extract import Job, extract
 
 PARAMS = """
 lines:
@@ -87,8 +88,8 @@ def write_masked_line(tiny_features: Path, tiny_bundle: Path) -> None:
     params, shards = tiny_line.extract_params(), FeatureShards.open(tiny_features / "data/features/tiny/test")
     facts = {key: shards.header[key] for key in ("line", "data_version", "manifest_digest", "backbone", "limits")}
     limits = ImageLimits.parse(tiny_line.PREPARE["limits"], "tests")
-    backbone, folder = build_backbone(params.backbone), Path("data/features/masked/test")
-    extract(rows, Path("data/raw/masked"), folder, backbone, params, limits, facts)
+    job = Job(Path("data/raw/masked"), FeatureCache(Path("cache")), build_backbone(params.backbone), params, limits)
+    extract(rows, Path("data/features/masked/test"), job, facts)
 
 
 def digests(root: Path) -> list[str]:

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import extract
+from pipelines import extract, prepare
 from tests.tiny_line import EXTRACT, LINE, PREPARE
 from wtflow.data.manifest import Manifest, read_rejected
 from wtflow.data.shards import FeatureShards
@@ -59,6 +60,32 @@ def test_every_image_is_in_the_features_or_among_the_rejected(workspace: Path) -
         assert len(shards) + rejected.num_rows == len(manifest.rows(*splits))
 
 
+def test_a_second_line_and_pulled_features_cost_no_inference(
+    workspace: Path, tiny_features: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line `other` has the photographs of `tiny`, whose features are there, and no cache."""
+    monkeypatch.setenv("WTFLOW_FEATURES", str(workspace / "shared"))
+    shutil.copytree(tiny_features / "data/features", "data/features")
+    lines = {line: {stage: {} for stage in STAGES} for line in (LINE, "other")}
+    lines["other"]["prepare"] = {"salt": "another split"}
+    Path("params.yaml").write_text(yaml.safe_dump({"prepare": PREPARE, "extract": EXTRACT, "lines": lines}))
+    shutil.copytree(f"data/raw/{LINE}", "data/raw/other")
+    Path("data/raw/other/images").rename("data/raw/other/pictures")
+    labels = Path("data/raw/other/labels.csv")
+    labels.write_text(labels.read_text().replace("images/", "pictures/"))
+    prepare.main("other")
+    capsys.readouterr()
+    extract.main("other")
+    said = capsys.readouterr().out
+    images = len(Manifest.read(Path("data/prepared/other/manifest.parquet")).rows())
+    assert said.count(": 0 images computed") == 2
+    assert len(list(Path("shared").glob("*/*.safetensors"))) > 0
+    assert not Path(".wtflow/features").exists()
+    assert sum(len(FeatureShards.open(Path(f"data/features/other/{one}"))) for one in extract.OUTPUTS) == images
+    fits = [FeatureShards.open(Path(f"data/features/{line}/fit")) for line in lines]
+    assert fits[0].index["image_id"] != fits[1].index["image_id"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not CAN_MOUNT, reason="needs the right to mount a small disk: unshare -rm")
 def test_a_disk_that_fills_in_the_middle_of_a_shard(workspace: Path, tiny_features: Path) -> None:
@@ -66,11 +93,17 @@ def test_a_disk_that_fills_in_the_middle_of_a_shard(workspace: Path, tiny_featur
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "WTFLOW_THREADS": "1"}
     command = ["unshare", "-rm", "sh", "-c", FULL_DISK]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    left = [f".wtflow/extract/{LINE}/fit/part-{number:05d}.safetensors" for number in range(3)]
-    assert done.stderr == f"error: no space left for {left[2]}. Free some, then run the stage again.\n"
     said = done.stdout.splitlines()
-    assert said[:3] == ["exit 1", *left[:2]]
-    assert said[-1] == "exit 0"
+    assert (said[0], said[-1]) == ("exit 1", "exit 0")
+    assert re.fullmatch(
+        r"error: no space left for \S+/\.wtflow/features/2-[0-9a-f]{64}/\S+\. Free some, then run the stage again\.\n",
+        done.stderr,
+    )
+    left = [Path(path) for path in said[1:-3] if path.endswith(".safetensors")]
+    assert len(left) == 2
+    assert all(path.with_suffix(".json").as_posix() in said for path in left)
+    assert not any(".tmp-" in path for path in said)
+    assert ", 16 from the cache" in done.stdout
     for output in extract.OUTPUTS:
         features = f"data/features/{LINE}/{output}"
         assert FeatureShards.open(workspace / features).digest == FeatureShards.open(tiny_features / features).digest

@@ -1,35 +1,42 @@
-"""Photographs -> feature shards, a partition at a time.
+"""Photographs -> feature shards: what the cache has is taken from there, the rest is computed a partition at a time.
 
-    manifest rows --read--> bytes --decode--> Y x X x 3 uint8 --infer--> {level: C x H x W float16} --write--> partition
+    manifest rows --read--> bytes --decode--> Y x X x 3 uint8 --infer--> {level: C x H x W float16} --write--> cache
+                                                                       cache --link, or gather and write--> partition
 
-A partition is one idempotent task: its file holds the digest of what went in, and is renamed into place when it is
-whole. A killed run continues behind the last whole partition. Where the tasks run is the caller's business.
+A partition is one idempotent task: its file is renamed into place when it is whole, and holds the digest of what went
+in. A killed run continues behind the partitions that are in the cache. Where the tasks run is the caller's business.
 """
 
-import json
+import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from wtflow.artefact import canonical_json, digest_of, save_tensors, sha256_bytes
+from wtflow.artefact import canonical_json, digest_of, read_json, save_tensors, sha256_bytes
 from wtflow.data.images import ImageLimits, decode, preprocess
 from wtflow.data.manifest import REJECTED_SCHEMA, write_rejected
 from wtflow.data.shards import REJECTED, part_name, seal
-from wtflow.errors import ImageError, WTFlowError
+from wtflow.errors import DigestError, ImageError, WTFlowError
 from wtflow.features.backbone import Backbone, BackboneParams
+from wtflow.features.cache import FeatureCache, Place, Shelf
+from wtflow.features.links import link
 from wtflow.params import Section
+
+Rows = Sequence[dict[str, Any]]
+AHEAD = 2
+"""Partitions that are read while one is computed and one is written."""
 
 
 class ExtractParams(Section):
@@ -44,9 +51,12 @@ class ExtractParams(Section):
 
 @dataclass
 class Timing:
-    """What one partition, or the sum of several, took, in seconds."""
+    """What one partition, or the sum of several, took: seconds of threads, several of which work at a time."""
 
     images: int = 0
+    """That were computed."""
+    cached: int = 0
+    """That were in the cache."""
     rejected: int = 0
     read: float = 0.0
     decode: float = 0.0
@@ -56,112 +66,125 @@ class Timing:
     def __add__(self, other: "Timing") -> "Timing":
         return Timing(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-    @property
-    def seconds(self) -> float:
-        """Read, decode, infer and write together."""
-        return self.read + self.decode + self.infer + self.write
+
+@dataclass(frozen=True)
+class Job:
+    """What the partitions of an extraction have in common."""
+
+    raw: Path
+    """Where the rows' paths start."""
+    cache: FeatureCache
+    backbone: Backbone
+    params: ExtractParams
+    limits: ImageLimits
+
+    @cached_property
+    def shelf(self) -> Shelf:
+        """Where the features go."""
+        return self.cache.shelf(self.backbone)
 
 
 @dataclass(frozen=True)
 class Partition:
-    """What is in a partition's file: the images' places in the manifest, those left out and why, and the timing."""
+    """Images that were computed together."""
 
-    kept: list[int]
+    image_ids: list[str]
+    """Row by row."""
+    shard: str
+    """Of the cache that holds them; "" if none could be read."""
     rejected: list[dict[str, str]]
+    """Those left out and why, in the columns of the rejected table."""
     timing: Timing
-    reused: bool
+
+
+Compute = Callable[[Job, Sequence[Rows]], Iterator[Partition]]
+"""Puts the features of each group of rows into the cache, as a shard, and tells of each as it is done, in any order."""
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What came of a split."""
+
+    rejected: pa.Table
+    """Images that are not in the features, by path."""
+    timing: Timing
 
 
 def extract(
-    rows: Sequence[dict[str, Any]],
-    raw: Path,
+    rows: Rows,
     folder: Path,
-    backbone: Backbone,
-    params: ExtractParams,
-    limits: ImageLimits,
+    job: Job,
     facts: dict[str, Any],
-    on_partition: Callable[[int, Partition], None] = lambda number, partition: None,
-) -> pa.Table:
-    """Fill `folder` with the features of manifest `rows`, continuing what is there, and seal it.
+    compute: Compute | None = None,
+    on_timing: Callable[[Timing], None] = lambda timing: None,
+) -> Extraction:
+    """Fill `folder` anew with the features of manifest `rows`, and seal it. What is not in the cache is computed, by
+    `compute_here` if nothing else is given, and is in the cache then.
 
-    Returns the rejected images, which are recorded beside the features: each row is in one table or the other.
-    Partitions of other images, settings or weights are overwritten. `folder` is a working place; rename it to where
+    Each row is in the features or in the table of rejected images beside them. An image that is in the cache is not
+    read. The bytes of the folder do not depend on what the cache had. `folder` is a working place; rename it to where
     readers look.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    backbone_digest = backbone.digest
-    kept, rejected = [], []
-    for number, start in enumerate(range(0, len(rows), params.partition_size)):
-        chunk = rows[start : start + params.partition_size]
-        wanted = digest_of([backbone_digest, params.batch_size, [row["image_id"] for row in chunk]])
-        path = folder / part_name(number)
-        partition = _reuse(path, wanted) or _compute(path, wanted, chunk, raw, backbone, params, limits)
-        kept += [{**chunk[place], "partition": number, "row": row} for row, place in enumerate(partition.kept)]
-        rejected += partition.rejected
-        on_partition(number, partition)
-    if not kept:
-        raise WTFlowError(f"{raw}: none of {len(rows)} images could be read. See {folder} and the manifest's paths.")
-    if len(kept) + len(rejected) != len(rows):
-        raise WTFlowError(
-            f"{folder}: {len(rows)} images in, {len(kept)} kept, {len(rejected)} rejected. Remove it and extract again."
-        )
-    left_out = pa.Table.from_pylist(sorted(rejected, key=lambda one: one["path"]), schema=REJECTED_SCHEMA)
-    write_rejected(left_out, folder / REJECTED)
-    save_tensors(folder / "backbone.safetensors", backbone.network.state_dict())
-    seal(
-        folder,
-        pa.Table.from_pylist(kept),
-        params.backbone.levels,
-        {"backbone_digest": backbone_digest, "rejected": left_out.num_rows, **facts},
-    )
-    return left_out
+    with job.cache.held():
+        places = job.shelf.find({row["image_id"] for row in rows}, torch.get_num_threads())
+        timing = Timing(cached=sum(row["image_id"] in places for row in rows))
+        on_timing(timing)
+        rejected: dict[str, dict[str, str]] = {}
+        groups = missing(rows, places, job.params.partition_size)
+        for done in (compute or compute_here)(job, groups) if groups else ():
+            places |= {image_id: Place(done.shard, row) for row, image_id in enumerate(done.image_ids)}
+            rejected |= {one["path"]: one for one in done.rejected}
+            timing = timing + done.timing
+            on_timing(done.timing)
+        if lost := [row["path"] for row in rows if row["image_id"] not in places and row["path"] not in rejected]:
+            raise WTFlowError(f"{job.raw / lost[0]}: neither computed nor rejected, of {len(lost)}. Extract again.")
+        if not places:
+            raise WTFlowError(f"{job.raw}: none of {len(rows)} images could be read. See the manifest's paths.")
+        started = time.perf_counter()
+        left_out = _assemble(rows, folder, job, places, rejected, facts)
+        timing.write += time.perf_counter() - started
+    return Extraction(left_out, timing)
 
 
-def _reuse(path: Path, wanted: str) -> Partition | None:
-    """A partition that an earlier run finished; not one with rejected images, which may have been restored since."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            noted = json.loads(file.metadata()["wtflow"])
-    except (FileNotFoundError, SafetensorError, TypeError, KeyError):
-        return None
-    if noted["inputs"] != wanted or noted["rejected"]:
-        return None
-    return Partition(noted["kept"], [], Timing(images=len(noted["kept"])), reused=True)
+def missing(rows: Rows, places: Mapping[str, Place], size: int) -> list[Rows]:
+    """Rows that have to be computed, in groups of at most `size`. A partition of which nothing is there is a group, and
+    its shard the output's file; what others lack comes together."""
+    groups: list[Rows] = []
+    single: list[dict[str, Any]] = []
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        lacking = [row for row in chunk if row["image_id"] not in places]
+        if len(lacking) == len(chunk):
+            groups.append(chunk)
+        else:
+            single += lacking
+    return groups + [single[start : start + size] for start in range(0, len(single), size)]
 
 
-def _compute(
-    path: Path,
-    wanted: str,
-    chunk: Sequence[dict[str, Any]],
-    raw: Path,
-    backbone: Backbone,
-    params: ExtractParams,
-    limits: ImageLimits,
-) -> Partition:
-    timing = Timing()
-    pictures, kept, rejected = [], [], []
-    with ThreadPoolExecutor(max_workers=torch.get_num_threads()) as pool:
-        loaded = pool.map(lambda row: _load(raw, row, params.backbone.image_size, limits), chunk)
-        for place, (row, picture) in enumerate(zip(chunk, loaded, strict=True)):
-            timing.read, timing.decode = timing.read + picture.read, timing.decode + picture.decode
-            if picture.pixels is None:
-                rejected.append({"path": row["path"], "line": row["line"], **picture.problem})
-            else:
-                pictures.append(picture.pixels)
-                kept.append(place)
-    timing.images, timing.rejected = len(kept), len(rejected)
-    started = time.perf_counter()
-    maps = _infer(pictures, backbone, params.batch_size)
-    if not all(maps_NCHW.isfinite().all() for maps_NCHW in maps.values()):
-        raise WTFlowError(
-            f"extract.backbone: {params.backbone.name} gives features beyond float16's 65504 at the levels "
-            f"{list(params.backbone.levels)}. Choose other levels or another backbone."
-        )
-    inferred = time.perf_counter()
-    noted = canonical_json({"inputs": wanted, "kept": kept, "rejected": rejected})
-    save_tensors(path, maps, metadata={"wtflow": noted})
-    timing.infer, timing.write = inferred - started, time.perf_counter() - inferred
-    return Partition(kept, rejected, timing, reused=False)
+def compute_here(job: Job, groups: Sequence[Rows]) -> Iterator[Partition]:
+    """In this process: reading and decoding, the backbone, and writing go on side by side.
+
+    On a CPU the thread that decoded a picture takes it through the backbone too, a picture to a thread, which scales
+    where threads inside a depthwise convolution do not. On a GPU threads decode the next groups meanwhile.
+    """
+    on_gpu = job.backbone.mean_C11.device.type == "cuda"
+    waiting = deque(groups)
+    seen: deque[tuple[Rows, list[Future[_Picture]]]] = deque()
+    written: deque[Future[Partition]] = deque()
+    with _one_thread_each() as cores, _pool(cores) as pool, _pool(1) as writer:
+        while waiting or seen:
+            while waiting and len(seen) <= AHEAD:
+                group = waiting.popleft()
+                seen.append((group, [pool.submit(_see, job, row, not on_gpu) for row in group]))
+            group, futures = seen.popleft()
+            pictures = [future.result() for future in futures]
+            if on_gpu:
+                pictures = _infer(pictures, job)
+            written.append(writer.submit(_keep, job, group, pictures))
+            if len(written) > 1:
+                yield written.popleft().result()
+        while written:
+            yield written.popleft().result()
 
 
 @dataclass(frozen=True)
@@ -170,6 +193,18 @@ class _Picture:
     problem: dict[str, str]
     read: float
     decode: float
+    infer: float = 0.0
+    maps: dict[int, Tensor] | None = None
+    """{level: 1 x C x H x W float16}, on the CPU."""
+
+
+def _see(job: Job, row: dict[str, Any], infer: bool) -> _Picture:
+    picture = _load(job.raw, row, job.backbone.params.image_size, job.limits)
+    if picture.pixels is None or not infer:
+        return picture
+    started = time.perf_counter()
+    maps = job.backbone(torch.from_numpy(picture.pixels)[None])
+    return replace(picture, pixels=None, maps=maps, infer=time.perf_counter() - started)
 
 
 def _load(raw: Path, row: dict[str, Any], size: tuple[int, int], limits: ImageLimits) -> _Picture:
@@ -190,19 +225,107 @@ def _load(raw: Path, row: dict[str, Any], size: tuple[int, int], limits: ImageLi
     return _Picture(pixels, problem, read - started, time.perf_counter() - read)
 
 
-def _infer(pictures: Sequence[NDArray[np.uint8]], backbone: Backbone, batch_size: int) -> dict[str, Tensor]:
-    """On a GPU in batches; on a CPU picture by picture, one to a thread, which scales where threads inside a
-    depthwise convolution do not."""
-    device = backbone.mean_C11.device
-    size = batch_size if device.type == "cuda" else 1
-    batches = [torch.from_numpy(np.stack(pictures[start : start + size])) for start in range(0, len(pictures), size)]
-    if device.type == "cuda":
-        passes = [backbone(batch_BYX3.pin_memory().to(device, non_blocking=True)) for batch_BYX3 in batches]
-    else:
-        with _one_thread_each() as cores, ThreadPoolExecutor(max_workers=cores) as pool:
-            passes = list(pool.map(backbone, batches))
-    levels = backbone.params.levels if passes else ()
-    return {f"level{level}": torch.cat([maps[level].cpu() for maps in passes]) for level in levels}
+def _infer(pictures: Sequence[_Picture], job: Job) -> list[_Picture]:
+    """On a GPU, in batches."""
+    device, result = job.backbone.mean_C11.device, list(pictures)
+    whole = [place for place, picture in enumerate(pictures) if picture.pixels is not None]
+    for start in range(0, len(whole), job.params.batch_size):
+        places, started = whole[start : start + job.params.batch_size], time.perf_counter()
+        image_BYX3 = torch.from_numpy(np.stack([pictures[place].pixels for place in places]))  # type: ignore[misc]
+        maps = {level: map_BCHW.cpu() for level, map_BCHW in job.backbone(image_BYX3.pin_memory().to(device)).items()}
+        seconds = (time.perf_counter() - started) / len(places)
+        for row, place in enumerate(places):
+            own = {level: map_BCHW[row : row + 1] for level, map_BCHW in maps.items()}
+            result[place] = replace(result[place], pixels=None, maps=own, infer=seconds)
+    return result
+
+
+def _keep(job: Job, group: Rows, pictures: Sequence[_Picture]) -> Partition:
+    """Write what was computed to the cache."""
+    started = time.perf_counter()
+    kept = [place for place, picture in enumerate(pictures) if picture.maps is not None]
+    rejected = [
+        {"path": row["path"], "line": row["line"], **picture.problem}
+        for row, picture in zip(group, pictures, strict=True)
+        if picture.maps is None
+    ]
+    levels = job.backbone.params.levels if kept else ()
+    maps = {f"level{level}": torch.cat([pictures[place].maps[level] for place in kept]) for level in levels}  # type: ignore[index]
+    if not all(torch.stack(map_BCHW.aminmax()).isfinite().all() for map_BCHW in maps.values()):
+        raise WTFlowError(
+            f"extract.backbone: {job.backbone.params.name} gives features beyond float16's 65504 at the levels "
+            f"{list(job.backbone.params.levels)}. Choose other levels or another backbone."
+        )
+    image_ids = [group[place]["image_id"] for place in kept]
+    shard = job.shelf.add(maps, image_ids, _note(job, group, kept, rejected)) if kept else ""
+    timing = Timing(images=len(kept), rejected=len(rejected), write=time.perf_counter() - started)
+    for picture in pictures:
+        timing += Timing(read=picture.read, decode=picture.decode, infer=picture.infer)
+    return Partition(image_ids, shard, rejected, timing)
+
+
+def _note(job: Job, group: Rows, kept: list[int], rejected: list[dict[str, str]]) -> str:
+    """What a partition's file says of itself."""
+    inputs = digest_of([job.shelf.backbone_digest, job.params.batch_size, [row["image_id"] for row in group]])
+    return canonical_json({"inputs": inputs, "kept": kept, "rejected": rejected})
+
+
+def _assemble(
+    rows: Rows,
+    folder: Path,
+    job: Job,
+    places: Mapping[str, Place],
+    rejected: Mapping[str, dict[str, str]],
+    facts: dict[str, Any],
+) -> pa.Table:
+    """Write the output from the cache: a partition that is a shard is linked, another one gathered."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    size, gather = job.params.partition_size, job.shelf.reader()
+    index, linked = [], {}
+    for number, start in enumerate(range(0, len(rows), size)):
+        chunk = rows[start : start + size]
+        kept = [place for place, row in enumerate(chunk) if row["image_id"] in places]
+        left_out = [rejected[row["path"]] for row in chunk if row["image_id"] not in places]
+        note = _note(job, chunk, kept, left_out)
+        found = [places[chunk[place]["image_id"]] for place in kept]
+        path = folder / part_name(number)
+        if _is_shard(job.shelf, found, note):
+            link(job.shelf.file(found[0].shard), path)
+            linked[path.name] = found[0].shard
+        else:
+            save_tensors(path, gather(found), metadata={"wtflow": note})
+        index += [{**chunk[place], "partition": number, "row": row} for row, place in enumerate(kept)]
+    table = pa.Table.from_pylist(sorted(rejected.values(), key=lambda one: one["path"]), schema=REJECTED_SCHEMA)
+    write_rejected(table, folder / REJECTED)
+    save_tensors(folder / "backbone.safetensors", job.backbone.network.state_dict())
+    seal(
+        folder,
+        pa.Table.from_pylist(index),
+        job.backbone.params.levels,
+        {"backbone_digest": job.shelf.backbone_digest, "rejected": table.num_rows, **facts},
+    )
+    for name, digest in read_json(folder / "index.json")["files"].items():
+        if linked.get(name, digest) != digest:
+            raise DigestError(f"{job.shelf.file(linked[name])}: not the bytes that were written. Extract again.")
+    return table
+
+
+def _is_shard(shelf: Shelf, places: Sequence[Place], note: str) -> bool:
+    """Whether the places are all of one shard, in order, which says the same of itself."""
+    if not places or places != [Place(places[0].shard, row) for row in range(len(places))]:
+        return False
+    return shelf.rows(places[0].shard) == len(places) and shelf.note(places[0].shard) == note
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that, when something went wrong, do not begin what has not begun."""
+    pool = ThreadPoolExecutor(max_workers=threads)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

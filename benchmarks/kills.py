@@ -1,0 +1,166 @@
+"""SIGKILL at random moments of the stage `extract`: is the cache still whole, and the one of an undisturbed run?
+
+Each time the stage is started as a process of its own and killed after a random time, up to what the whole stage takes;
+what it left is continued by the next one. Whenever one got through, its cache and its outputs are compared, byte by
+byte, with those of a run that nobody killed, and everything is removed. The last run is not killed.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from benchmarks.product_lines import PROJECT
+from benchmarks.report import at_least, at_most, publish
+from pipelines.lines import LINE_STAGES, read_params
+from wtflow.errors import WTFlowError
+from wtflow.features.cache import FeatureCache
+from wtflow.features.upkeep import faults
+from wtflow.params import merged
+
+LINE = "drill"
+IMAGES, SIDE = 320, 64
+SETTINGS = {
+    "prepare": {"layout": "folder", "test_fraction": 0.25, "calibrate_fraction": 0.25},
+    "extract": {"backbone": {"image_size": [SIDE, SIDE]}, "partition_size": 8, "batch_size": 8},
+}
+STAGE = f"from pipelines import extract; print('ready', flush=True); extract.main('{LINE}')"
+
+
+@dataclass
+class Tally:
+    """What happened."""
+
+    kills: int = 0
+    shards: list[int] = field(default_factory=list)
+    """In the cache at each kill."""
+    half_written: int = 0
+    """Kills that left a temporary file."""
+    finished: int = 0
+    damaged: int = 0
+    """Of the finished ones: faults that `wtflow cache verify` would name."""
+    different: int = 0
+    """Of the finished ones: cache or output of other bytes."""
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200, help="default: %(default)s")
+    kills = parser.parse_args().kills
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, tally = drill(Path(folder), kills)
+    shards = np.array(tally.shards)
+    row = {
+        "kills": tally.kills,
+        "stage_seconds": round(seconds, 2),
+        "shards_at_kill": " ".join(str(int(value)) for value in np.quantile(shards, (0, 0.25, 0.5, 0.75, 1))),
+        "kills_inside_a_write": tally.half_written,
+        "finished_runs": tally.finished,
+        "damaged_files": tally.damaged,
+        "different": tally.different,
+    }
+    claims = [
+        at_least("extraction: processes killed at random moments", tally.kills, kills),
+        at_most("extraction after kills: damaged files in the caches of the runs that got through", tally.damaged, 0),
+        at_most("extraction after kills: caches or outputs of other bytes than undisturbed", tally.different, 0),
+    ]
+    publish("kills", [row], claims)
+
+
+def drill(folder: Path, kills: int, seed: int = 0) -> tuple[float, Tally]:
+    """Seconds of the undisturbed stage, and what the kills did."""
+    _write_line(folder)
+    with _started(folder, "from pipelines import prepare; print('ready', flush=True); prepare.main('drill')"):
+        pass
+    began = time.monotonic()
+    with _started(folder, STAGE):
+        began = time.monotonic()
+    seconds = time.monotonic() - began
+    whole, rng, tally = _bytes(folder), random.Random(seed), Tally()
+    _clear(folder)
+    while tally.kills < kills:
+        with _started(folder, STAGE) as process:
+            try:
+                process.wait(timeout=rng.uniform(0, seconds))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+        if process.returncode == -signal.SIGKILL:
+            tally.kills += 1
+            tally.shards.append(len(list(folder.glob(".wtflow/features/*/*.safetensors"))))
+            tally.half_written += any(folder.glob(".wtflow/features/*/*.tmp-*"))
+        else:
+            _finish(folder, whole, tally)
+    with _started(folder, STAGE):
+        pass
+    _finish(folder, whole, tally)
+    return seconds, tally
+
+
+def _finish(folder: Path, whole: dict[str, bytes], tally: Tally) -> None:
+    """Compare what a run that got through left, and remove it."""
+    tally.finished += 1
+    tally.damaged += sum(1 for shelf in FeatureCache(folder / ".wtflow/features").shelves() for _ in faults(shelf))
+    tally.different += _bytes(folder) != whole
+    _clear(folder)
+
+
+class _started:  # noqa: N801
+    """A process that has done its imports; at the end it is waited for, and must have ended well or been killed."""
+
+    def __init__(self, folder: Path, code: str) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("WTFLOW_", "RAY_"))}
+        environment |= {"PYTHONPATH": str(PROJECT), "WTFLOW_THREADS": "2"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        assert self.process.stdout is not None
+        self.process.stdout.readline()
+        return self.process
+
+    def __exit__(self, *_: Any) -> None:
+        _, errors = self.process.communicate()
+        if self.process.returncode not in (0, -signal.SIGKILL):
+            raise WTFlowError(f"the stage ended with {self.process.returncode}: {errors.decode()}")
+
+
+def _write_line(folder: Path) -> None:
+    """Noise, a PNG an image; what is in it does not matter here."""
+    rng = np.random.default_rng(0)
+    (folder / f"data/raw/{LINE}/good").mkdir(parents=True)
+    for number in range(IMAGES):
+        image_YX3 = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        Image.fromarray(image_YX3).save(folder / f"data/raw/{LINE}/good/{number:03d}.png")
+    params = read_params(PROJECT / "params.yaml")
+    stages = {stage: merged(params[stage], SETTINGS.get(stage, {})) for stage in ("prepare", "extract")}
+    lines = {LINE: {stage: {} for stage in LINE_STAGES}}
+    (folder / "params.yaml").write_text(yaml.safe_dump({**stages, "lines": lines}))
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    """Every file of the cache and of the outputs."""
+    found = [*(folder / ".wtflow/features").rglob("*"), *(folder / "data/features").rglob("*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found if path.is_file()}
+
+
+def _clear(folder: Path) -> None:
+    for name in (".wtflow", "data/features"):
+        shutil.rmtree(folder / name)
+
+
+if __name__ == "__main__":
+    main()
