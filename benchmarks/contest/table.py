@@ -118,12 +118,14 @@ def picture(rows: Iterable[Row], target: Path) -> None:
             row["method"], (row["image_ms"], row["image_auroc"]), xytext=(6, 4), textcoords="offset points", fontsize=9
         )
     axes.set_xscale("log")
-    for axis_part in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis_part(mpl.ticker.ScalarFormatter())
+    axes.margins(x=0.35, y=0.1)
+    low, high = axes.get_xlim()
+    axes.set_xticks([tick for tick in (10, 20, 30, 50, 70, 100, 200, 300, 500) if low < tick < high])
+    axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+    axes.xaxis.set_major_formatter(mpl.ticker.ScalarFormatter())
     axes.set_xlabel("milliseconds an image, backbone included (one thread)")
     axes.set_ylabel("image AUROC, mean of the lines")
     axes.grid(alpha=0.3)
-    axes.margins(x=0.2, y=0.1)
     figure.tight_layout()
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110, metadata={"Software": None})
