@@ -118,7 +118,7 @@ def picture(rows: Iterable[Row], target: Path) -> None:
             row["method"], (row["image_ms"], row["image_auroc"]), xytext=(6, 4), textcoords="offset points", fontsize=9
         )
     axes.set_xscale("log")
-    axes.margins(x=0.35, y=0.1)
+    axes.margins(x=0.45, y=0.1)
     low, high = axes.get_xlim()
     axes.set_xticks([tick for tick in (10, 20, 30, 50, 70, 100, 200, 300, 500) if low < tick < high])
     axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
