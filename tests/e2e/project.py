@@ -82,6 +82,15 @@ def make_project(root: Path) -> Project:
     return project
 
 
+def ready_to_train(root: Path, epochs: int) -> Project:
+    """The same with the features of `tiny` extracted, to be trained for so many epochs."""
+    project = make_project(root)
+    project.configure(train={**SMALL["train"], "epochs": epochs})
+    project.stage("prepare")
+    project.stage("extract")
+    return project
+
+
 def _photographs(folder: Path) -> None:
     source = Path(str(getattr(find_spec("elpv_dataset"), "origin", ""))).parent / "data"
     (folder / "images").mkdir(parents=True)

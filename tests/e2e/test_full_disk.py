@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.project import SMALL, Project, make_project
+from tests.e2e.project import SMALL, Project, ready_to_train
 from wtflow.bundle import load_bundle
 
 pytestmark = pytest.mark.slow
@@ -48,11 +48,7 @@ def disk(path: Path, kib: int) -> Iterator[Disk]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Features extracted, ready to train."""
-    made = make_project(tmp_path_factory.mktemp("full"))
-    made.configure(train={**SMALL["train"], "epochs": EPOCHS})
-    made.stage("prepare")
-    made.stage("extract")
-    return made
+    return ready_to_train(tmp_path_factory.mktemp("full"), EPOCHS)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import mlflow
 import psutil
 import pytest
 
-from tests.e2e.project import SMALL, Project, make_project
+from tests.e2e.project import Project, ready_to_train
 
 pytestmark = pytest.mark.slow
 EPOCHS = 20
@@ -41,11 +41,7 @@ for _ in sys.stdin:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Features extracted, ready to train."""
-    made = make_project(tmp_path_factory.mktemp("kill"))
-    made.configure(train={**SMALL["train"], "epochs": EPOCHS})
-    made.stage("prepare")
-    made.stage("extract")
-    return made
+    return ready_to_train(tmp_path_factory.mktemp("kill"), EPOCHS)
 
 
 @pytest.fixture(scope="module")
