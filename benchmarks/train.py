@@ -27,7 +27,8 @@ from wtflow.artefact import digest_of, sha256_bytes
 from wtflow.batches import Batch, Batches, build_batches
 from wtflow.data.shards import FeatureShards
 from wtflow.features.backbone import build_backbone
-from wtflow.features.extract import extract
+from wtflow.features.cache import FeatureCache
+from wtflow.features.extract import Job, extract
 from wtflow.scoring.metrics import auroc
 from wtflow.training import TrainingState, TrainParams, be_deterministic, finish, start, train
 
@@ -35,10 +36,10 @@ LINE = "solar-mono"
 WORKERS = (1, 2)
 REPEATS = 3
 PIECE = 4
-"""Epochs of a piece of the cached training: it fills its pool once, as the whole training of 12 epochs does."""
+"""Epochs of a piece of the cached training: it fills its pool once, as the whole training does."""
 LOSS, AUROC = 0.005, 0.003
 """What may lie between one worker and two. Both see the same samples, times and noise, but add the gradient up in
-another order: a difference of rounding that 1,500 steps enlarge. Another seed changes image AUROC by a standard
+another order: a difference of rounding that thousands of steps enlarge. Another seed changes image AUROC by a standard
 deviation of 0.002 (docs/log.md): allowed is one and a half of these, and half a per cent of the loss."""
 
 
@@ -140,7 +141,7 @@ def _cached(line: ProductLine) -> list[dict[str, Any]]:
             began = _clock()
             _extract(line, Path(folder))
             extracting.append(_clock() - began)
-            _epochs(state, FeatureShards.open(Path(folder)), params, 1)
+            _epochs(state, FeatureShards.open(Path(folder) / "features"), params, 1)
             anew.append(_clock() - began)
     return [
         {"what": f"epoch on cached features, filling included once in {PIECE}", "epoch_s": statistics.median(cached)},
@@ -156,7 +157,9 @@ def _extract(line: ProductLine, folder: Path) -> None:
     params, rows = line.extract_params, line.manifest.rows("train")
     facts = {"line": line.name, "data_version": line.manifest.data_version, "manifest_digest": line.manifest.digest}
     facts |= {"backbone": params.backbone.model_dump(mode="json")}
-    extract(rows, line.raw, folder, build_backbone(params.backbone), params, line.prepare_params.limits, facts)
+    empty = FeatureCache(folder / "cache")
+    job = Job(line.raw, empty, build_backbone(params.backbone), params, line.prepare_params.limits)
+    extract(rows, folder / "features", job, facts)
 
 
 def _epochs(state: TrainingState, shards: FeatureShards, params: TrainParams, count: int) -> None:
