@@ -20,13 +20,14 @@ from wtflow.training import TrainParams
 
 COMMAND = [sys.executable, "-m", "pipelines.tune", "tiny"]
 TRIALS = 5
-EPOCHS = 16
+EPOCHS = 64
+"""Of a trial: many enough that a search is not over in the seconds before its driver is killed."""
 
 
 @pytest.fixture(scope="module")
 def project(tiny_features: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tune")
-    write_project(tiny_features, place, budget={"trials": TRIALS}, halving={"grace_epochs": 8})
+    write_project(tiny_features, place, budget={"trials": TRIALS}, halving={"grace_epochs": EPOCHS // 2})
     for package in ("wtflow", "pipelines"):  # Ray's workers find the code where the command is typed
         (place / package).symlink_to(ROOT / package)
     settings = yaml.safe_load((place / "params.yaml").read_text())
