@@ -57,12 +57,15 @@ serve: setup  ## score over HTTP on 127.0.0.1:8000 with every line that has a ch
 test: setup  ## the test suite, the whole road and its kills among it: minutes
 	@python -m pytest
 
-check: setup  ## format, lint, types, import contracts, fast tests
+fast-test: setup  ## the tests of a few seconds at most
+	@python -m pytest -m "not slow"
+
+check: setup  ## format, lint, types, import contracts, and the guards: docs, claims, dependencies of stages
 	@ruff format --check .
 	@ruff check .
 	@mypy
 	@lint-imports
-	@python -m pytest -m "not slow"
+	@python -m pytest tests/guards
 
 s3:  ## a real S3 server (Ceph) in memory, for tests: prints the WTFLOW_TEST_S3 that they want; Ctrl-C stops it (PORT=9470)
 	@infra/s3_server.sh $(PORT)
