@@ -24,13 +24,13 @@ from pipelines.environment import RunSettings
 from pipelines.validation import Sample
 from wtflow import training
 from wtflow.artefact import digest_of, sha256_bytes
-from wtflow.batches import Batch, Batches, build_batches
+from wtflow.batches import Batches, build_batches
 from wtflow.data.shards import FeatureShards
 from wtflow.features.backbone import build_backbone
 from wtflow.features.cache import FeatureCache
 from wtflow.features.extract import Job, extract
 from wtflow.scoring.metrics import auroc
-from wtflow.training import TrainingState, TrainParams, be_deterministic, finish, start, train
+from wtflow.training import TrainingState, TrainParams, ahead, be_deterministic, finish, start, train
 
 LINE = "solar-mono"
 WORKERS = (1, 2)
@@ -109,7 +109,8 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _loading(line: ProductLine) -> dict[str, Any]:
-    """A whole training in this process. Loading: the pool is filled, and every step's samples are drawn from it."""
+    """A whole training in this process, with a second core at hand. Loading: the pool is filled, and every step waits
+    for its samples, which a thread draws during the step before."""
     shards, params = line.shards("fit"), line.train_params
     be_deterministic()
     began = _clock()
@@ -118,11 +119,11 @@ def _loading(line: ProductLine) -> dict[str, Any]:
         train(state, shards, params)
     seconds = _clock() - began
     return {
-        "what": "plain loop, 1 thread",
+        "what": "plain loop, 1 thread and the one that draws",
         "seconds": seconds,
         "epoch_s": seconds / params.epochs,
         "filling_s": spent["fill"],
-        "drawing_s": spent["draw"],
+        "waiting_s": spent["draw"],
         "loading_share": sum(spent.values()) / seconds,
     }
 
@@ -169,34 +170,30 @@ def _epochs(state: TrainingState, shards: FeatureShards, params: TrainParams, co
 
 @contextmanager
 def _timed() -> Iterator[dict[str, float]]:
-    """Seconds that the batches of trainings within took."""
+    """Seconds that the loop of trainings within waited for batches: until the pool was full, and for every sample."""
     spent = {"fill": 0.0, "draw": 0.0}
 
-    class Timed:
-        def __init__(self, batches: Batches) -> None:
-            self.batches, self.steps = batches, batches.steps
-
-        def epoch(self, number: int) -> Iterator[Batch]:
-            drawn = iter(self.batches.epoch(number))
-            while True:
-                began = _clock()
-                batch = next(drawn, None)
-                spent["draw"] += _clock() - began
-                if batch is None:
-                    return
-                yield batch
-
-    def filled(*arguments: Any) -> Timed:
+    def filled(*arguments: Any) -> Batches:
         began = _clock()
         batches = build_batches(*arguments)
         spent["fill"] += _clock() - began
-        return Timed(batches)
+        return batches
 
-    training.build_batches = filled
+    def waited(items: Iterator[Any]) -> Iterator[Any]:
+        coming = ahead(items)
+        while True:
+            began = _clock()
+            item = next(coming, None)
+            spent["draw"] += _clock() - began
+            if item is None:
+                return
+            yield item
+
+    training.build_batches, training.ahead = filled, waited
     try:
         yield spent
     finally:
-        training.build_batches = build_batches
+        training.build_batches, training.ahead = build_batches, ahead
 
 
 def _auroc(scorer: Any, test: FeatureShards) -> float | None:

@@ -13,7 +13,7 @@ from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
 from wtflow.flow.loss import time_weight
-from wtflow.training import Epoch, Place, TrainingState, blank, finish, learning_rate, start, train
+from wtflow.training import Epoch, Place, TrainingState, ahead, blank, finish, learning_rate, start, train
 
 
 class Stop(Exception):
@@ -316,3 +316,30 @@ def test_a_balanced_score_counts_each_channel_in_units_of_what_training_images_l
     assert scorer(levels)[0].mean().item() == pytest.approx(0.5, abs=1e-4)
     assert plain(levels)[0].mean().item() != pytest.approx(0.5, abs=1e-2)
     assert scorer.usual_C.std() > 0.01
+
+
+def test_items_are_made_one_ahead_in_order() -> None:
+    made: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(5):
+            made.append(number)
+            yield number
+
+    items = ahead(numbers())
+    assert [next(items), next(items)] == [0, 1]
+    items.close()
+    assert made == [0, 1, 2]
+    assert list(ahead(numbers())) == [0, 1, 2, 3, 4]
+    assert list(ahead(iter(()))) == []
+
+
+def test_an_error_on_the_way_to_a_batch_ends_the_training() -> None:
+    def broken() -> Iterator[int]:
+        yield 0
+        raise WTFlowError("no such image")
+
+    items = ahead(broken())
+    assert next(items) == 0
+    with pytest.raises(WTFlowError, match="no such image"):
+        next(items)

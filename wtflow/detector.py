@@ -119,7 +119,7 @@ class Detector:
         return self.backbone.params.image_size
 
     def verdicts(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
-        """Verdicts on RGB pictures of any size, as one batch."""
+        """Verdicts on pictures of any size, RGB or grey (mode L), as one batch."""
         if not pictures:
             return []
         pixels = np.stack([preprocess(picture, self.image_size) for picture in pictures])

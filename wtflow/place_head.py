@@ -8,6 +8,7 @@ behind them, and y comes in units in which e is its square.
 """
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -38,9 +39,7 @@ class PlaceHead(nn.Module):
         self.register_buffer("bias_NK", torch.cat([rest_NC, first_Nb], dim=1))
         self.register_buffer("leave_Cb", step * unit_C[:, None] * field.leave.weight)
         time_1T = time_embedding(field.place.new_full((1,), t), field.width)
-        self.blocks = nn.ModuleList(
-            _FixedBlock(block, time_1T) for block in field.blocks if isinstance(block, LocationBlock)
-        )
+        self.blocks = nn.ModuleList(_FixedBlock(cast(LocationBlock, block), time_1T) for block in field.blocks)
 
     def forward(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
         """`wtflow.scoring.density.energy` of the features of any batch."""

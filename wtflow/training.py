@@ -6,11 +6,12 @@ killed and resumed ends with the same weights as one that was not.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -36,6 +37,7 @@ from wtflow.scoring.density import ScoreParams
 IMAGES_NAMED = 20
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
+T = TypeVar("T")
 
 
 class TrainParams(Section):
@@ -187,19 +189,18 @@ def train(
         first = torch.full(
             (), batches.steps, device=place.device
         )  # step whose loss was not finite; asked once an epoch
-        for step, batch in enumerate(batches.epoch(epoch)):
+        for step, (size, sample) in enumerate(ahead(_samples(batches, epoch, coupling, params.time, place))):
             rate = learning_rate(params, epoch * batches.steps + step, params.epochs * batches.steps)
             for group in state.optimiser.param_groups:
                 group["lr"] = rate
-            sample = _share(batch, coupling, params.time, place)
             with torch.autocast(place.device.type, torch.bfloat16, enabled=place.device.type == "cuda"):
                 loss_B = time_weight(sample.t_B, params.loss) * matching_loss(network, sample)
             state.optimiser.zero_grad(set_to_none=True)
             # the mean over the global batch, whatever the workers' shares: DDP averages over workers
-            (loss_B.sum() * (place.world_size / len(batch.x0_BCHW))).backward()  # type: ignore[no-untyped-call]
+            (loss_B.sum() * (place.world_size / size)).backward()  # type: ignore[no-untyped-call]
             state.optimiser.step()
             total += loss_B.detach().sum()
-            samples += len(batch.x0_BCHW)
+            samples += size
             first = torch.where(loss_B.detach().sum().isfinite(), first, first.clamp(max=step))
         loss = _over_workers(total, place, torch.distributed.ReduceOp.SUM) / samples
         if not math.isfinite(loss):
@@ -216,6 +217,25 @@ def finish(state: TrainingState, shards: FeatureShards) -> Scorer:
     if state.scorer.params.balance == "channel":
         state.scorer.eval().learn_usual(shards.batches(shards.rows(split="train"), READ_AT_ONCE))
     return state.scorer.freeze()
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each made in a thread while its predecessor is used: drawing a batch and its noise takes a sixth
+    of a step, which a second core, or a worker that waits for the others, does on the side."""
+    threads, end = torch.get_num_threads(), object()
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+def _samples(
+    batches: Batches, epoch: int, coupling: Coupling, times: TimeParams, place: Place
+) -> Iterator[tuple[int, PathSample]]:
+    """The steps of an epoch: samples of the global batch, and this worker's share of them."""
+    for batch in batches.epoch(epoch):
+        yield len(batch.x0_BCHW), _share(batch, coupling, times, place)
 
 
 def _share(batch: Batch, coupling: Coupling, times: TimeParams, place: Place) -> PathSample:

@@ -1,6 +1,6 @@
 """From the bytes of a photograph to what the backbone sees. Training and service both come through here.
 
-    bytes --decode--> picture, RGB, upright --preprocess--> uint8 [height, width, 3]
+    bytes --decode--> picture, RGB or grey, upright --preprocess--> uint8 [height, width, 3]
 
 `decode` trusts nothing: size in bytes first, then width and height as the header states them, and only then
 the pixels. It works on its own buffer and leaves Pillow's module-wide settings alone: threads may share it.
@@ -48,7 +48,8 @@ class ImageLimits(Section):
 
 
 def decode(data: bytes, limits: ImageLimits) -> Image.Image:
-    """The whole photograph as 8-bit RGB, turned upright by its EXIF orientation.
+    """The whole photograph with 8 bits a channel, turned upright by its EXIF orientation: mode L if the file has grey
+    levels and nothing else, which saves two thirds of the resizing, mode RGB otherwise.
 
     Formats: PNG, JPEG, BMP, TIFF, WebP; of several frames the first. Transparency is dropped, not blended.
     Grey levels of 16 bits are divided by 257. Raises `ImageError`, whatever the bytes are.
@@ -61,7 +62,7 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
     _check_size(image, limits)
     try:
         image.load()
-        return _upright_rgb(image)
+        return _upright(image)
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise what they like on broken data: OSError, SyntaxError, ...
@@ -69,14 +70,15 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def preprocess(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resize RGB to `size` = (height, width), bilinear with antialiasing -> uint8 [height, width, 3].
+    """Resize RGB or L to `size` = (height, width), bilinear with antialiasing -> uint8 [height, width, 3]. Grey gives
+    the same bits as the RGB picture of it.
 
     The one preprocessing there is: the feature cache and the service must see the same numbers.
     """
-    if image.mode != "RGB":
-        raise WTFlowError(f"preprocess needs an RGB picture, not mode {image.mode}: use decode(), or convert('RGB').")
+    if image.mode not in ("RGB", "L"):
+        raise WTFlowError(f"preprocess needs mode RGB or L, not {image.mode}: use decode(), or convert('RGB').")
     height, width = size
-    return np.array(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.uint8)
+    return np.array(image.resize((width, height), Image.Resampling.BILINEAR).convert("RGB"), dtype=np.uint8)
 
 
 def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -106,11 +108,13 @@ def _too_many_pixels(size: str, limits: ImageLimits) -> ImageError:
     return ImageError("too_many_pixels", f"{size} pixels, limits.max_pixels is {limits.max_pixels} in all")
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
     turn = UPRIGHT.get(_orientation(image))
     image.info.pop("transparency", None)  # not wanted, and convert() warns of it
-    rgb = _to_eight_bit(image).convert("RGB")
-    return rgb if turn is None else rgb.transpose(turn)
+    picture = _to_eight_bit(image)
+    if picture.mode != "L":
+        picture = picture.convert("RGB")
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> int:

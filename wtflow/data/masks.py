@@ -51,7 +51,7 @@ def mask_files(root: Path, mask_path: str) -> list[str]:
 
 def read_marks(data: bytes, limits: ImageLimits) -> Marks:
     """What the bytes of a mask file mark. Raises `ImageError` as `decode` does."""
-    levels_YX = np.asarray(decode(data, limits)).max(axis=2)
+    levels_YX = np.asarray(decode(data, limits).convert("RGB")).max(axis=2)
     level = int(levels_YX.max())
     with Image.open(BytesIO(data), formats=FORMATS) as image:
         numbers = image.mode == "P" or level <= 127
