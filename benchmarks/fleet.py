@@ -94,8 +94,10 @@ def make_lines(place: Path) -> None:
             (place / folder).mkdir(parents=True)
             (place / folder / "note").write_text(f"{line}: its images are those of {SOURCE}\n")
     done = [f"{stage}@{line}" for line in lines for stage in ("prepare", "extract")]
-    for arguments in (["add", "-q", *(f"data/raw/{line}" for line in lines)], ["commit", "-q", "-f", *done]):
-        subprocess.run([sys.executable, "-m", "dvc", *arguments], cwd=place, env=_environment(place), check=True)
+    add = ["-m", "dvc", "add", "-q", *(f"data/raw/{line}" for line in lines)]
+    commit = ["-c", f"from pipelines.adapters.dvc_lock import commit; commit({done!r})"]
+    for arguments in (add, commit):
+        subprocess.run([sys.executable, *arguments], cwd=place, env=_environment(place), check=True)
 
 
 def write_line(source: FeatureShards, folder: Path, draw: int) -> None:

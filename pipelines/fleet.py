@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from pipelines.adapters import dvc_lock
 from pipelines.command import call, parser
 from pipelines.environment import RunSettings
 from pipelines.fleet_table import FleetTable
@@ -26,6 +27,8 @@ from wtflow.errors import WTFlowError
 from wtflow.training import TrainParams
 
 COMMIT_EVERY_S = 30
+COMMIT_SHARE = 0.1
+"""Of the time, at most: a commit takes seconds where there are many lines."""
 EXAMPLES = """examples:
   python -m pipelines.fleet                        every stale line, each on all cores
   WTFLOW_THREADS=1 python -m pipelines.fleet       a line on each core
@@ -73,7 +76,7 @@ def _train(lines: Sequence[str], settings: RunSettings, cpus: int) -> dict[str, 
         pass  # makes the database, which many processes at once would not
     failed: dict[str, str] = {}
     waiting: dict[str, str] = {}
-    committed = time.monotonic()
+    due = time.monotonic() + COMMIT_EVERY_S
     with FleetTable(lines) as table:
         for ended in fleet(lines, settings, cpus, table.tell):
             table.end(ended)
@@ -81,9 +84,10 @@ def _train(lines: Sequence[str], settings: RunSettings, cpus: int) -> dict[str, 
                 failed[ended.line] = f"{ended.error}\n    Mend it, then type the same command"
             else:
                 waiting[ended.line] = ended.run
-            if time.monotonic() - committed > COMMIT_EVERY_S:
+            if (began := time.monotonic()) > due:
                 failed |= commit(waiting)
-                waiting, committed = {}, time.monotonic()
+                waiting, ended_at = {}, time.monotonic()
+                due = ended_at + max(COMMIT_EVERY_S, (ended_at - began) / COMMIT_SHARE)
     return failed | commit(waiting)
 
 
@@ -93,7 +97,7 @@ def commit(runs: Mapping[str, str]) -> dict[str, str]:
     changed = {line: "changed while it trained. Type the same command" for line in runs if _name(line) != runs[line]}
     done = [f"train@{line}" for line in runs if line not in changed]
     if done:
-        _dvc("commit", "--force", *done)
+        dvc_lock.commit(done)
     return changed
 
 
