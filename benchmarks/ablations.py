@@ -98,7 +98,9 @@ def main() -> None:
         for line in lines
         for seed in SEEDS
         for variant in VARIANTS
-        if asked.variant in (None, variant) and asked.line in (None, line.name) and asked.seed in (None, seed)
+        if (not asked.variant or variant in asked.variant)
+        and asked.line in (None, line.name)
+        and asked.seed in (None, seed)
     ]
     for trials in _by_training(wanted):
         for trial, value in _measured([trial for trial in trials if not trial.path.exists()]):
@@ -157,7 +159,7 @@ def _row(variant: str, lines: list[ProductLine]) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="example: make bench NAME=ablations")
-    parser.add_argument("--variant", choices=VARIANTS, help="measure this one only")
+    parser.add_argument("--variant", choices=VARIANTS, action="append", help="measure this one only; may be repeated")
     parser.add_argument("--line", help="measure this line only")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="measure this seed only")
     return parser.parse_args()

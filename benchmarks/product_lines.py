@@ -9,6 +9,7 @@ import yaml
 
 from pipelines.feature_cache import feature_cache
 from pipelines.lines import line_params, read_params
+from wtflow.artefact import replacing
 from wtflow.data.manifest import Manifest, PrepareParams
 from wtflow.data.prepare import prepare
 from wtflow.data.shards import FeatureShards
@@ -75,8 +76,8 @@ def product_lines() -> list[ProductLine]:
 def tile_line() -> ProductLine:
     """magnetic-tile, prepared in a workplace of its own; its features are still to be extracted."""
     params = {**read_params(PROJECT / "params.yaml"), "fetch": {}, "lines": {TILE: TILE_SETTINGS}}
-    PLACE.mkdir(parents=True, exist_ok=True)
-    (PLACE / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    with replacing(PLACE / "params.yaml") as draft:  # several benchmarks may run at a time
+        draft.write_text(yaml.safe_dump(params, sort_keys=False))
     line = ProductLine(TILE, PLACE, Path(os.environ["WTFLOW_SHARED_DATA"], "magnetic_tile"))
     manifest = prepare(line.raw, TILE, line.prepare_params).manifest
     manifest.write(PLACE / f"data/prepared/{TILE}/manifest.parquet")
