@@ -84,7 +84,9 @@ def make_lines(place: Path) -> None:
     subprocess.run(["git", "clone", "--quiet", PROJECT, place], check=True)
     (source,) = (line.shards("fit") for line in product_lines() if line.name == SOURCE)
     lines = [f"line-{number:02}" for number in range(LINES)]
-    sections = {line: {stage: {} for stage in LINE_STAGES} | {"train": {"seed": n}} for n, line in enumerate(lines)}
+    sections: dict[str, Any] = {
+        line: {**{stage: {} for stage in LINE_STAGES}, "train": {"seed": number}} for number, line in enumerate(lines)
+    }
     params = {**read_params(PROJECT / "params.yaml"), "fetch": {}, "lines": sections}
     (place / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (place / "dvc.lock").unlink(missing_ok=True)

@@ -132,7 +132,7 @@ class _started:  # noqa: N801
         self.process.stdout.readline()
         return self.process
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *raised: Any) -> None:
         _, errors = self.process.communicate()
         if self.process.returncode not in (0, -signal.SIGKILL):
             raise WTFlowError(f"the stage ended with {self.process.returncode}: {errors.decode()}")
@@ -143,11 +143,11 @@ def _write_line(folder: Path) -> None:
     rng = np.random.default_rng(0)
     (folder / f"data/raw/{LINE}/good").mkdir(parents=True)
     for number in range(IMAGES):
-        image_YX3 = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        image_YX3: np.ndarray = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         Image.fromarray(image_YX3).save(folder / f"data/raw/{LINE}/good/{number:03d}.png")
     params = read_params(PROJECT / "params.yaml")
     stages = {stage: merged(params[stage], SETTINGS.get(stage, {})) for stage in ("prepare", "extract")}
-    lines = {LINE: {stage: {} for stage in LINE_STAGES}}
+    lines: dict[str, Any] = {LINE: {stage: {} for stage in LINE_STAGES}}
     (folder / "params.yaml").write_text(yaml.safe_dump({**stages, "lines": lines}))
 
 

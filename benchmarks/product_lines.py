@@ -10,7 +10,7 @@ import yaml
 from pipelines.feature_cache import feature_cache
 from pipelines.lines import line_params, read_params
 from wtflow.artefact import replacing
-from wtflow.data.manifest import Manifest, PrepareParams
+from wtflow.data.manifest import Manifest, PrepareParams, Split
 from wtflow.data.prepare import prepare
 from wtflow.data.shards import FeatureShards
 from wtflow.features.backbone import build_backbone
@@ -24,7 +24,7 @@ TILE_SETTINGS: dict[str, dict[str, str]] = {
     "prepare": {"layout": "mvtec_ad", "group_pattern": r"(view\d+)"},
     **{stage: {} for stage in ("extract", "train", "evaluate", "register")},
 }
-OUTPUTS: dict[str, tuple[str, ...]] = {"fit": ("train", "calibrate"), "test": ("test",)}
+OUTPUTS: dict[str, tuple[Split, ...]] = {"fit": ("train", "calibrate"), "test": ("test",)}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -156,8 +157,12 @@ def _cached(line: ProductLine) -> list[dict[str, Any]]:
 
 def _extract(line: ProductLine, folder: Path) -> None:
     params, rows = line.extract_params, line.manifest.rows("train")
-    facts = {"line": line.name, "data_version": line.manifest.data_version, "manifest_digest": line.manifest.digest}
-    facts |= {"backbone": params.backbone.model_dump(mode="json")}
+    facts = {
+        "line": line.name,
+        "data_version": line.manifest.data_version,
+        "manifest_digest": line.manifest.digest,
+        "backbone": params.backbone.model_dump(mode="json"),
+    }
     empty = FeatureCache(folder / "cache")
     job = Job(line.raw, empty, build_backbone(params.backbone), params, line.prepare_params.limits)
     extract(rows, folder / "features", job, facts)
@@ -189,11 +194,8 @@ def _timed() -> Iterator[dict[str, float]]:
                 return
             yield item
 
-    training.build_batches, training.ahead = filled, waited
-    try:
+    with patch.object(training, "build_batches", filled), patch.object(training, "ahead", waited):
         yield spent
-    finally:
-        training.build_batches, training.ahead = build_batches, ahead
 
 
 def _auroc(scorer: Any, test: FeatureShards) -> float | None:

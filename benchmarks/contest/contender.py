@@ -68,7 +68,7 @@ def main(folder: Path) -> None:
     contender: Contender = importlib.import_module(job["module"]).build(job["settings"], job["seed"], inputs)
     started, cpu = time.perf_counter(), time.process_time()
     contender.fit()
-    facts = {
+    facts: dict[str, float | None] = {
         "train_seconds": time.perf_counter() - started,
         "train_cpu_seconds": time.process_time() - cpu,
         "threads": threads,
@@ -84,7 +84,7 @@ def main(folder: Path) -> None:
 
 @torch.no_grad()
 def _write_scores(contender: Contender, images_NYX3: Tensor, path: Path, maps: bool) -> None:
-    found = [contender.score(batch_BYX3) for batch_BYX3 in images_NYX3.split(BATCH)]
+    found = [contender.score(batch_BYX3) for batch_BYX3 in torch.split(images_NYX3, BATCH)]
     named = {"scores": torch.cat([score_B for score_B, _ in found]).double()}
     if maps:
         named["maps"] = torch.cat([map_BYX for _, map_BYX in found]).float()

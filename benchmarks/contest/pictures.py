@@ -45,4 +45,5 @@ def write_pictures(line: ProductLine) -> Path:
 
 def read_pictures(folder: Path, split: str) -> torch.Tensor:
     """N x Y x X x 3 uint8."""
-    return load_file(folder / f"{split}.safetensors")["images"]
+    images_NYX3: torch.Tensor = load_file(folder / f"{split}.safetensors")["images"]
+    return images_NYX3
