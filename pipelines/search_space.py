@@ -45,30 +45,35 @@ class FloatRange(Section):
 
 
 class IntRange(Section):
-    """A whole number from `low` to `high`, both included."""
+    """A whole number from `low` to `high`, both included, in steps."""
 
     type: Literal["int"]
     low: int
     high: int
+    step: Count = 1
+    """low, low + step, ...: a width that must be even starts at an even number and has a step of 2."""
     log: bool = False
     """As in `FloatRange`."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         _check_ends(self.low, self.high, self.log)
+        if (self.high - self.low) % self.step:
+            raise ValueError(f"high {self.high} is no whole number of steps of {self.step} above low {self.low}")
         return self
 
     def value(self, drawn: Any) -> int:
-        """The number that is tried."""
-        return int(drawn)
+        """The number that is tried: the nearest step."""
+        steps: int = round((drawn - self.low) / self.step)
+        return self.low + steps * self.step
 
     def holds(self, value: Any) -> bool:
         """Whether it could be drawn."""
-        return isinstance(value, int) and self.low <= value <= self.high
+        return isinstance(value, int) and self.low <= value <= self.high and (value - self.low) % self.step == 0
 
     def ends(self) -> tuple[Plain, ...]:
         """Values that stand for all when settings are checked."""
-        return (self.low, self.high)
+        return (self.low, self.low + self.step, self.high)
 
 
 class Choice(Section):

@@ -161,11 +161,8 @@ def _trial(config: dict[str, Any]) -> None:
     """What a worker runs: the plain loop on one thread, the criterion behind every epoch."""
     torch.set_num_threads(1)
     be_deterministic()
-    search = Search.unpacked(config["search"])
-    params = search.settings(search.params.values(config["values"]))
+    search, curve = Search.unpacked(config["search"]), []
     judged = Validation.open(search.features, search.judged, search.params.objective, verify=False)
-    state = start(judged.fit, params)
-    curve = _continued(state)
 
     def on_epoch(state: TrainingState, epoch: Epoch) -> None:
         trained = TrainingState(copy.deepcopy(state.scorer), state.optimiser, state.history)
@@ -176,6 +173,9 @@ def _trial(config: dict[str, Any]) -> None:
             _report(curve, tune.Checkpoint.from_directory(folder))
 
     try:
+        params = search.settings(search.params.values(config["values"]))
+        state = start(judged.fit, params)
+        curve += _continued(state)
         train(state, judged.fit, params, on_epoch=on_epoch)
     except WTFlowError as error:  # these settings cannot be trained: the lowest score, so that others are drawn
         tune.report({"epoch": len(curve) + 1, SCORE: 0.0, "curve": curve, "failure": str(error)})

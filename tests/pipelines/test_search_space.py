@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.search_space import TuneParams, nested
+from pipelines.search_space import IntRange, TuneParams, nested
 from tests.guards.closure import ROOT
 from tests.pipelines.searches import TUNE
 from tests.tiny_line import TRAIN
@@ -48,6 +48,7 @@ def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None
         ("velocity.breadth", {"type": "int", "low": 1, "high": 2}, r"tune\.space\.velocity\.breadth: no such key"),
         ("velocity", {"type": "int", "low": 1, "high": 2}, "a group of settings"),
         ("velocity.width", {"type": "float", "low": 1.5, "high": 2}, r"tune\.space\.velocity\.width: train"),
+        ("velocity.width", {"type": "int", "low": 8, "high": 16}, r"multiple of 2 \(found 9\)"),
         ("fusion.norm", {"type": "choice", "values": ["layer", "batch"]}, r"tune\.space\.fusion\.norm: train"),
         ("epochs", {"type": "int", "low": 0, "high": 3}, "greater than 0"),
     ],
@@ -65,6 +66,15 @@ def test_a_drawn_number_is_short_and_inside() -> None:
         "velocity.width": 16,
     }
     assert params.values({"learning_rate": 0.0012345, "velocity.width": 8})["learning_rate"] == 0.0012345
+
+
+def test_a_whole_number_is_drawn_in_steps() -> None:
+    width = IntRange(type="int", low=8, high=32, step=8, log=True)
+    assert [width.value(drawn) for drawn in (8, 11, 13, 25, 32)] == [8, 8, 16, 24, 32]
+    assert width.holds(16)
+    assert not width.holds(18)
+    with pytest.raises(ValueError, match="no whole number of steps of 8"):
+        IntRange(type="int", low=8, high=31, step=8)
 
 
 def test_settings_outside_of_the_space_are_no_point_of_it() -> None:
