@@ -7,6 +7,8 @@ tried; the same search started again goes on from that note, each unfinished tri
 import copy
 import logging
 import os
+import re
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -23,14 +25,16 @@ from pipelines.adapters.ray_runtime import cluster
 from pipelines.adapters.search_tracking import SearchRun
 from pipelines.search_space import Choice, FloatRange, IntRange, Plain, TuneParams, nested
 from pipelines.validation import Validation
-from wtflow.artefact import read_json, write_json
+from wtflow.artefact import read_json, replacing, write_json
 from wtflow.errors import DigestError, WTFlowError
+from wtflow.features.links import link
 from wtflow.params import merged
 from wtflow.training import Epoch, TrainingState, TrainParams, be_deterministic, finish, start, train
 
 NOTED_EVERY_S = 2
 RESTARTS = 2
 SCORE = "score"
+CHECKPOINT = re.compile(r"checkpoint_(\d{6})")
 logger = logging.getLogger(__name__)
 
 
@@ -98,6 +102,7 @@ def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Tr
     trainable = tune.with_resources(_trial, {"CPU": 1})
     with cluster(at_once):
         if tune.Tuner.can_restore(str(path)):
+            fill_gaps(path)
             tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True)
         else:
             tuner = _tuner(search, folder, at_once, trainable, tracked)
@@ -109,6 +114,20 @@ def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Tr
             f"Mend the cause and type the same command to go on; {path} keeps what was tried."
         )
     return told
+
+
+def fill_gaps(path: Path) -> None:
+    """Ray's last note of a search in `path` may name a checkpoint that a newer one has replaced before the driver was
+    killed, and Ray then gives the trial up. Where earlier checkpoints of a trial are missing, its newest stands in for
+    them: a state knows by itself which epochs are behind it."""
+    for trial in (folder for folder in path.iterdir() if folder.is_dir()):
+        kept = {int(found[1]): one for one in trial.iterdir() if (found := CHECKPOINT.fullmatch(one.name))}
+        for number in range(max(kept, default=0)):
+            if number not in kept:
+                with replacing(trial / f"checkpoint_{number:06d}") as draft:
+                    shutil.copytree(
+                        kept[max(kept)], draft, copy_function=lambda source, target: link(Path(source), Path(target))
+                    )
 
 
 def _tuner(search: Search, folder: Path, at_once: int, trainable: Any, tracked: SearchRun) -> Any:

@@ -1,0 +1,27 @@
+from pathlib import Path
+
+from pipelines.adapters.ray_tune import fill_gaps
+
+
+def checkpoint(folder: Path, content: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text(content)
+
+
+def test_the_newest_checkpoint_stands_in_for_those_that_it_replaced(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "behind/checkpoint_000001", "second")
+    checkpoint(tmp_path / "behind/checkpoint_000003", "fourth")
+    checkpoint(tmp_path / "behind/checkpoint_000002.tmp-0123abcd", "half of a copy")
+    checkpoint(tmp_path / "first/checkpoint_000000", "first")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "tuner.pkl").write_text("")
+    fill_gaps(tmp_path)
+    found = {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.glob("*/*/state.json")}
+    assert found == {
+        "behind/checkpoint_000000/state.json": "fourth",
+        "behind/checkpoint_000001/state.json": "second",
+        "behind/checkpoint_000002.tmp-0123abcd/state.json": "half of a copy",
+        "behind/checkpoint_000002/state.json": "fourth",
+        "behind/checkpoint_000003/state.json": "fourth",
+        "first/checkpoint_000000/state.json": "first",
+    }
