@@ -5,6 +5,7 @@ weights are judged twice: by the synthetic defects, and by image AUROC on the li
 `make repro` brings the features. What was measured is kept in .wtflow/bench/tune_objective.
 """
 
+import argparse
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.console import Console
 from scipy.stats import spearmanr
 
 from benchmarks.product_lines import PLACE, ProductLine, extract_features, product_lines
-from benchmarks.report import Claim, at_least, parse_no_arguments, publish
+from benchmarks.report import Claim, at_least, publish
 from pipelines.lines import read_params
 from pipelines.search_space import SyntheticDefects, TuneParams, nested
 from pipelines.validation import Sample, Validation, judged_features
@@ -43,13 +44,17 @@ LEAST = 0.5
 
 def main() -> None:
     """Measure what is missing and publish."""
-    parse_no_arguments(__doc__ or "", "make bench NAME=tune_objective")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python -m benchmarks.tune_objective --seeds 1"
+    )
+    parser.add_argument("--seeds", type=int, choices=range(1, len(SEEDS) + 1), default=len(SEEDS))
+    seeds = SEEDS[: parser.parse_args().seeds]
     objective = TuneParams.parse(read_params()["tune"], "params.yaml: tune").objective
     assert isinstance(objective, SyntheticDefects), "params.yaml: tune.objective.kind: this measures the synthetic one"
     rows: list[dict[str, Any]] = []
     for line in product_lines():
         extract_features(line)
-        rows += measured(line, objective, CONFIGURATIONS, SEEDS)
+        rows += measured(line, objective, CONFIGURATIONS, seeds)
         publish("tune_objective", [*rows, *correlations(rows)], claims(rows))
 
 
