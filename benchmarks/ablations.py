@@ -16,14 +16,12 @@ from rich.console import Console
 
 from benchmarks.contest.methods import preset
 from benchmarks.contest.trial import key
-from benchmarks.product_lines import PLACE, ProductLine, extract_features, product_lines
+from benchmarks.product_lines import PLACE, ProductLine, extract_features, image_auroc, product_lines
 from benchmarks.report import publish
-from pipelines.validation import Sample
 from wtflow.artefact import digest_of, read_json, write_json
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.params import merged
-from wtflow.scoring.metrics import auroc
 from wtflow.training import TrainingState, TrainParams, be_deterministic, finish, start, train
 
 SEEDS = (0, 1, 2)
@@ -128,7 +126,7 @@ def _measured(trials: list[Trial]) -> Iterator[tuple[Trial, float]]:
     state = start(fit, params)
     train(state, fit, params)
     for trial in trials:
-        yield trial, _auroc(_asked_with(state, fit, trial.params), test)
+        yield trial, image_auroc(_asked_with(state, fit, trial.params), test)
 
 
 def _asked_with(state: TrainingState, fit: FeatureShards, params: TrainParams) -> Scorer:
@@ -137,13 +135,6 @@ def _asked_with(state: TrainingState, fit: FeatureShards, params: TrainParams) -
     scorer = Scorer(old.fusion, old.field, params.coupling, params.solver, params.score)
     scorer.c.copy_(old.c)
     return finish(TrainingState(scorer, state.optimiser, state.history), fit)
-
-
-def _auroc(scorer: Scorer, test: FeatureShards) -> float:
-    normal, anomalous = (Sample(test, test.rows(label=label)).scores(scorer) for label in ("normal", "anomalous"))
-    value = auroc(normal, anomalous)
-    assert value is not None  # a test split has both
-    return value
 
 
 def _row(variant: str, lines: list[ProductLine]) -> dict[str, Any]:

@@ -27,12 +27,12 @@ import pyarrow as pa
 import torch
 import yaml
 
-from benchmarks.product_lines import PLACE, PROJECT, product_lines
+from benchmarks.product_lines import PLACE, PROJECT, product_lines, trained
 from benchmarks.report import Claim, at_most, parse_no_arguments, publish
 from pipelines.lines import LINE_STAGES, read_params
 from wtflow.artefact import save_tensors
 from wtflow.data.shards import REJECTED, FeatureShards, part_name, seal
-from wtflow.training import TrainParams, be_deterministic, finish, start, train
+from wtflow.training import TrainParams
 
 SOURCE = "solar-mono"
 LINES, CORES, IMAGES = 50, 2, 20
@@ -102,7 +102,7 @@ def make_lines(place: Path) -> None:
             (place / folder / "note").write_text(f"{line}: its images are those of {SOURCE}\n")
     done = [f"{stage}@{line}" for line in lines for stage in ("prepare", "extract")]
     add = ["-m", "dvc", "add", "-q", *(f"data/raw/{line}" for line in lines)]
-    commit = ["-c", f"from pipelines.adapters.dvc_lock import commit; commit({done!r})"]
+    commit = ["-c", "import sys; from pipelines.adapters.dvc_lock import commit; commit(sys.argv[1:])", *done]
     for arguments in (add, commit):
         subprocess.run([sys.executable, *arguments], cwd=place, env=_environment(place), check=True)
 
@@ -125,12 +125,8 @@ def _alone(features: Path, seed: int) -> float:
     """Seconds of the plain loop on one thread."""
     torch.set_num_threads(1)
     params = TrainParams.parse({**read_params()["train"], "seed": seed}, "params.yaml: train")
-    be_deterministic()
     began = time.perf_counter()
-    shards = FeatureShards.open(features)
-    state = start(shards, params)
-    train(state, shards, params)
-    finish(state, shards)
+    trained(FeatureShards.open(features), params)
     return time.perf_counter() - began
 
 

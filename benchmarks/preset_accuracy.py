@@ -15,14 +15,11 @@ from rich.console import Console
 from benchmarks.contest.methods import preset
 from benchmarks.contest.table import ALL
 from benchmarks.contest.trial import key
-from benchmarks.product_lines import PLACE, ProductLine, extract_features, product_lines
+from benchmarks.product_lines import PLACE, ProductLine, extract_features, image_auroc, product_lines, trained
 from benchmarks.report import RESULTS, Claim, at_least, publish
 from pipelines.lines import read_params
 from pipelines.preset import read_presets, with_preset
-from pipelines.validation import Sample
 from wtflow.artefact import read_json, replacing, write_json
-from wtflow.scoring.metrics import auroc
-from wtflow.training import be_deterministic, finish, start, train
 
 MEASURED = ("edge", "accurate")
 SEEDS = (0, 1, 2)
@@ -73,12 +70,7 @@ def _image_auroc(line: ProductLine, name: str, seed: int, wanted: bool) -> float
         extract_features(line)
         fit, test = line.shards("fit"), line.shards("test")
         params = line.train_params.model_copy(update={"seed": seed})
-        be_deterministic()
-        state = start(fit, params)
-        train(state, fit, params)
-        scorer = finish(state, fit)
-        normal, anomalous = (Sample(test, test.rows(label=label)).scores(scorer) for label in ("normal", "anomalous"))
-        write_json(path, {"image_auroc": auroc(normal, anomalous)})
+        write_json(path, {"image_auroc": image_auroc(trained(fit, params), test)})
         Console().print(f"{name}, {line.name}, seed {seed}: {read_json(path)['image_auroc']:.4f}", highlight=False)
     return read_json(path)["image_auroc"] if path.exists() else None
 

@@ -9,13 +9,16 @@ import yaml
 
 from pipelines.feature_cache import feature_cache
 from pipelines.lines import line_params, read_params
+from pipelines.validation import Sample
 from wtflow.artefact import replacing
 from wtflow.data.manifest import Manifest, PrepareParams, Split
 from wtflow.data.prepare import prepare
 from wtflow.data.shards import FeatureShards
+from wtflow.detector import Scorer
 from wtflow.features.backbone import build_backbone
 from wtflow.features.extract import ExtractParams, Job, extract
-from wtflow.training import TrainParams
+from wtflow.scoring.metrics import auroc
+from wtflow.training import TrainParams, be_deterministic, finish, start, train
 
 PROJECT = Path(__file__).parents[1]
 PLACE = PROJECT / ".wtflow" / "bench"
@@ -64,6 +67,22 @@ class ProductLine:
     def shards(self, name: str) -> FeatureShards:
         """The opened features."""
         return FeatureShards.open(self.features(name))
+
+
+def trained(fit: FeatureShards, params: TrainParams) -> Scorer:
+    """The plain loop on these features, in this process."""
+    be_deterministic()
+    state = start(fit, params)
+    train(state, fit, params)
+    return finish(state, fit)
+
+
+def image_auroc(scorer: Scorer, test: FeatureShards) -> float:
+    """Of anomalous against normal images of a test split, which has both."""
+    normal, anomalous = (Sample(test, test.rows(label=label)).scores(scorer) for label in ("normal", "anomalous"))
+    value = auroc(normal, anomalous)
+    assert value is not None
+    return value
 
 
 def product_lines() -> list[ProductLine]:

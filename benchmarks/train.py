@@ -17,12 +17,11 @@ from unittest.mock import patch
 import torch
 from rich.console import Console
 
-from benchmarks.product_lines import PLACE, ProductLine, product_lines
+from benchmarks.product_lines import PLACE, ProductLine, image_auroc, product_lines
 from benchmarks.report import Claim, at_least, at_most, parse_no_arguments, publish
 from pipelines.adapters import ray_train
 from pipelines.adapters.ray_runtime import cluster
 from pipelines.environment import RunSettings
-from pipelines.validation import Sample
 from wtflow import training
 from wtflow.artefact import digest_of, sha256_bytes
 from wtflow.batches import Batches, build_batches
@@ -30,7 +29,6 @@ from wtflow.data.shards import FeatureShards
 from wtflow.features.backbone import build_backbone
 from wtflow.features.cache import FeatureCache
 from wtflow.features.extract import Job, extract
-from wtflow.scoring.metrics import auroc
 from wtflow.training import TrainingState, TrainParams, ahead, be_deterministic, finish, start, train
 
 LINE = "solar-mono"
@@ -92,7 +90,7 @@ def _trained(line: ProductLine, test: FeatureShards, workers: int, name: str) ->
         "workers": workers,
         "epoch_s": statistics.median(after - before for before, after in pairwise(heard)),
         "loss": state.history[-1].loss,
-        "image_auroc": _auroc(finish(state, line.shards("fit")), test),
+        "image_auroc": image_auroc(finish(state, line.shards("fit")), test),
         "weights": _weights(state),
     }
 
@@ -196,10 +194,6 @@ def _timed() -> Iterator[dict[str, float]]:
 
     with patch.object(training, "build_batches", filled), patch.object(training, "ahead", waited):
         yield spent
-
-
-def _auroc(scorer: Any, test: FeatureShards) -> float | None:
-    return auroc(*(Sample(test, test.rows(label=label)).scores(scorer) for label in ("normal", "anomalous")))
 
 
 def _weights(state: TrainingState) -> str:

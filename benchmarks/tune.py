@@ -18,14 +18,12 @@ import psutil
 import yaml
 from rich.console import Console
 
-from benchmarks.product_lines import PLACE, PROJECT, ProductLine, product_lines
+from benchmarks.product_lines import PLACE, PROJECT, ProductLine, image_auroc, product_lines, trained
 from benchmarks.report import Claim, at_least, at_most, parse_no_arguments, publish
 from pipelines.lines import read_params
 from pipelines.search_space import nested
-from pipelines.validation import Sample
 from wtflow.params import merged
-from wtflow.scoring.metrics import auroc
-from wtflow.training import TrainParams, be_deterministic, finish, start, train
+from wtflow.training import TrainParams
 
 LINE = "solar-mono"
 SEEDS = (0, 1, 2)
@@ -106,12 +104,7 @@ def _tested(line: ProductLine, changes: dict[str, Any]) -> dict[str, Any]:
     for seed in SEEDS:
         values = merged(line.train_params.model_dump(mode="json"), {**nested(changes), "seed": seed})
         params = TrainParams.parse(values, "the search's best")
-        be_deterministic()
-        state = start(fit, params)
-        train(state, fit, params)
-        scorer = finish(state, fit)
-        scores = (Sample(test, test.rows(label=label)).scores(scorer) for label in ("normal", "anomalous"))
-        found.append(float(auroc(*scores) or 0.0))
+        found.append(image_auroc(trained(fit, params), test))
     return {"image_auroc": statistics.mean(found), "sd": statistics.stdev(found), "seeds": found}
 
 

@@ -12,15 +12,14 @@ import numpy as np
 from rich.console import Console
 from scipy.stats import spearmanr
 
-from benchmarks.product_lines import PLACE, ProductLine, extract_features, product_lines
+from benchmarks.product_lines import PLACE, ProductLine, extract_features, image_auroc, product_lines, trained
 from benchmarks.report import Claim, at_least, publish
 from pipelines.lines import read_params
 from pipelines.search_space import SyntheticDefects, TuneParams, nested
-from pipelines.validation import Sample, Validation, judged_features
+from pipelines.validation import Validation, judged_features
 from wtflow.artefact import digest_of, read_json, write_json
 from wtflow.params import merged
-from wtflow.scoring.metrics import auroc
-from wtflow.training import TrainParams, be_deterministic, finish, start, train
+from wtflow.training import TrainParams
 
 KEPT = PLACE / "tune_objective"
 SEEDS = (0, 1, 2)
@@ -103,12 +102,8 @@ def _figures(
     facts = [params.model_dump(mode="json"), objective.model_dump(mode="json"), validation.fit.digest]
     path = KEPT / f"{line.name}-{digest_of(facts)[:12]}.json"
     if not path.exists():
-        be_deterministic()
-        state = start(validation.fit, params)
-        train(state, validation.fit, params)
-        scorer, test = finish(state, validation.fit), line.shards("test")
-        scores = (Sample(test, test.rows(label=label)).scores(scorer) for label in ("normal", "anomalous"))
-        write_json(path, {**validation.criterion(scorer), "test_auroc": auroc(*scores)})
+        scorer = trained(validation.fit, params)
+        write_json(path, {**validation.criterion(scorer), "test_auroc": image_auroc(scorer, line.shards("test"))})
     found: dict[str, float] = read_json(path)
     return found
 

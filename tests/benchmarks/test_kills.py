@@ -10,4 +10,4 @@ def test_extraction_survives_ten_kills_at_random_moments(tmp_path: Path) -> None
     _, tally = drill(tmp_path, 10)
     assert (tally.kills, tally.damaged, tally.different) == (10, 0, 0)
     assert tally.finished >= 1
-    assert len(set(tally.shards)) > 1  # not all at the same place, whatever else the machine does
+    assert len(set(tally.shards)) > 2
