@@ -123,12 +123,12 @@ class Detector:
         if not pictures:
             return []
         pixels = np.stack([preprocess(picture, self.image_size) for picture in pictures])
-        device = self.backbone.mean_C11.device
+        device = self.backbone.device
         return self.verdicts_of_features(self.backbone(torch.from_numpy(pixels).to(device)))
 
     def verdicts_of_features(self, levels: Mapping[int, Tensor]) -> list[Verdict]:
         """Verdicts on features {level: B x C x H x W}, as the backbone gives them and the shards hold them."""
-        device = self.backbone.mean_C11.device
+        device = self.backbone.device
         map_BHW, score_B = self.scorer({level: maps.to(device) for level, maps in levels.items()})
         scores = score_B.double().cpu().numpy()
         threshold, p_values = self.calibration.threshold, self.calibration.p_value(scores)

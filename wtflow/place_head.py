@@ -23,8 +23,8 @@ class PlaceHead(nn.Module):
     """{level: map} -> energy_BHW, with the weights that `fusion` (of norm `whiten`) and `field` have now."""
 
     mixer_KD: Tensor
-    bias_NK: Tensor
-    leave_Cb: Tensor
+    bias_HWK: Tensor
+    leave_bC: Tensor
 
     @torch.no_grad()
     def __init__(self, fusion: Fusion, field: LocationNet, step: float, t: float, usual_C: Tensor) -> None:
@@ -36,34 +36,40 @@ class PlaceHead(nn.Module):
         rest_NC = (unit_C * (fusion.offset_C + step * field.leave.bias)).expand(len(first_Nb), -1)
         whitener_CD = fusion.whitener_CD
         self.register_buffer("mixer_KD", torch.cat([unit_C[:, None] * whitener_CD, enter_bC @ whitener_CD]))
-        self.register_buffer("bias_NK", torch.cat([rest_NC, first_Nb], dim=1))
-        self.register_buffer("leave_Cb", step * unit_C[:, None] * field.leave.weight)
+        self.register_buffer("bias_HWK", torch.cat([rest_NC, first_Nb], dim=1).view(*fusion.size, -1))
+        self.register_buffer("leave_bC", (step * unit_C[:, None] * field.leave.weight).T.contiguous())
         time_1T = time_embedding(field.place.new_full((1,), t), field.width)
         self.blocks = nn.ModuleList(_FixedBlock(cast(LocationBlock, block), time_1T) for block in field.blocks)
 
     def forward(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
         """`wtflow.scoring.density.energy` of the features of any batch."""
-        mixed_BNK = self.fusion.mixed(levels, self.mixer_KD).flatten(1, 2).add_(self.bias_NK)
-        channels = len(self.leave_Cb)
-        x0_BNC, h_BNb = mixed_BNK[..., :channels], mixed_BNK[..., channels:]
+        mixed_MK = self.fusion.mixed(levels, self.mixer_KD, self.bias_HWK).flatten(0, 2)
+        channels = self.leave_bC.shape[1]
+        y_MC, h_Mb = mixed_MK[:, :channels], mixed_MK[:, channels:].contiguous()
         for block in self.blocks:
-            h_BNb = block(h_BNb)
-        y_BNC = F.linear(h_BNb, self.leave_Cb).add_(x0_BNC)
-        energy_BN: Tensor = torch.linalg.vecdot(y_BNC, y_BNC)
-        return energy_BN.view(-1, *self.fusion.size)
+            block(h_Mb)
+        y_MC.addmm_(h_Mb, self.leave_bC)
+        energy_M: Tensor = torch.linalg.vecdot(y_MC, y_MC)
+        return energy_M.view(-1, *self.fusion.size)
 
 
 class _FixedBlock(nn.Module):
-    """h + narrow(relu(widen(h / rms))): a `LocationBlock` at one time."""
+    """h <- h + narrow(relu(widen(h / rms))) for M places, in place: a `LocationBlock` at one time."""
+
+    widen_bV: Tensor
+    bias_V: Tensor
+    narrow_Vb: Tensor
+    bias_b: Tensor
 
     def __init__(self, block: LocationBlock, time_1T: Tensor) -> None:
         super().__init__()
-        self.width, self.eps, self.narrow = block.norm.normalized_shape, block.norm.eps, block.narrow
-        self.register_buffer("widen_Vb", block.widen.weight * block.norm.weight)
+        self.width, self.eps = block.norm.normalized_shape, block.norm.eps
+        self.register_buffer("widen_bV", (block.widen.weight * block.norm.weight).T.contiguous())
         self.register_buffer("bias_V", block.widen(block.time(time_1T))[0])
+        self.register_buffer("narrow_Vb", block.narrow.weight.T.contiguous())
+        self.register_buffer("bias_b", block.narrow.bias.clone())
 
-    def forward(self, h_BNb: Tensor) -> Tensor:
-        normed_BNb = F.rms_norm(h_BNb, self.width, eps=self.eps)
-        wide_BNV = F.linear(normed_BNb, self.get_buffer("widen_Vb"), self.get_buffer("bias_V")).relu_()
-        added_BNb: Tensor = self.narrow(wide_BNV)
-        return added_BNb.add_(h_BNb)
+    def forward(self, h_Mb: Tensor) -> None:
+        normed_Mb = F.rms_norm(h_Mb, self.width, eps=self.eps)
+        wide_MV = torch.addmm(self.bias_V, normed_Mb, self.widen_bV).relu_()
+        h_Mb.add_(self.bias_b).addmm_(wide_MV, self.narrow_Vb)

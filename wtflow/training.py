@@ -220,8 +220,8 @@ def finish(state: TrainingState, shards: FeatureShards) -> Scorer:
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each made in a thread while its predecessor is used: drawing a batch and its noise takes a sixth
-    of a step, which a second core, or a worker that waits for the others, does on the side."""
+    """The same items, each made in a thread while its predecessor is used: a second core, or a worker that waits for
+    the others, draws the next batch and its noise on the side."""
     threads, end = torch.get_num_threads(), object()
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
         coming = pool.submit(next, items, end)

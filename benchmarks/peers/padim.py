@@ -14,7 +14,7 @@ class Padim(Peer):
     def fit(self) -> None:
         self.model.train()
         for batch_BYX3 in self.images.train_NYX3.split(32):
-            self.model(self.images.normalised(batch_BYX3))
+            self.model(self.images.backbone.normalised(batch_BYX3))
         self.model.fit()
         self.model.eval()
 

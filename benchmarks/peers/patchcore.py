@@ -21,7 +21,7 @@ class PatchCore(Peer):
     def fit(self) -> None:
         self.model.train()
         for batch_BYX3 in self.images.train_NYX3.split(32):
-            self.model(self.images.normalised(batch_BYX3))
+            self.model(self.images.backbone.normalised(batch_BYX3))
         patches_NC = torch.vstack(self.model.embedding_store)
         self.model.embedding_store.clear()
         count = round(self.settings["coreset_ratio"] * len(patches_NC))

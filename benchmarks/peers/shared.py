@@ -19,18 +19,13 @@ class Images:
         params = BackboneParams.parse(inputs.backbone, "backbone")
         self.backbone = build_backbone(params if levels is None else params.model_copy(update={"levels": levels}))
         self.name, self.levels = params.name, list(self.backbone.params.levels)
-        self.network = self.backbone.network
+        self.network = self.backbone.lean
         self.train_NYX3 = inputs.images_NYX3
-
-    def normalised(self, images_BYX3: Tensor) -> Tensor:
-        """B x 3 x Y x X."""
-        mean_C11, std_C11 = self.backbone.mean_C11, self.backbone.std_C11
-        return ((images_BYX3.permute(0, 3, 1, 2).float() - mean_C11) / std_C11).contiguous()
 
     @torch.no_grad()
     def train_maps(self) -> list[Tensor]:
         """Maps of all training images, a tensor a level: a frozen network need not run again in every epoch."""
-        parts = [self.network(self.normalised(batch_BYX3)) for batch_BYX3 in self.train_NYX3.split(8)]
+        parts = [self.network(self.backbone.normalised(batch_BYX3)) for batch_BYX3 in self.train_NYX3.split(8)]
         return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
@@ -41,10 +36,10 @@ class Peer:
         self.images, self.model, self.settings = images, model, settings
 
     def embed(self, images_BYX3: Tensor) -> object:
-        return self.images.network(self.images.normalised(images_BYX3))
+        return self.images.network(self.images.backbone.normalised(images_BYX3))
 
     def score(self, images_BYX3: Tensor) -> tuple[Tensor, Tensor]:
-        found = self.model(self.images.normalised(images_BYX3))
+        found = self.model(self.images.backbone.normalised(images_BYX3))
         return found.pred_score.flatten(), found.anomaly_map[:, 0]
 
     def tensors(self) -> Iterable[Tensor]:

@@ -23,7 +23,11 @@ from torch import Tensor, nn
 
 from wtflow.artefact import digest_of, sha256_bytes, sha256_file
 from wtflow.errors import DigestError, WTFlowError
+from wtflow.features.lean import lean
 from wtflow.params import Section
+
+ARITHMETIC = 2
+"""Raised when the same weights are run in another way: float16 keeps the difference, so the features are others."""
 
 Pixels = Annotated[int, Field(gt=0)]
 
@@ -52,35 +56,45 @@ class BackboneParams(Section):
 
 
 class Backbone(nn.Module):
-    """The frozen network. Its weights never change; `digest` identifies what it computes."""
+    """The frozen network, and `lean`, which answers for it. Its weights never change; `digest` identifies what it
+    computes."""
 
-    mean_C11: Tensor
-    std_C11: Tensor
+    mean_3: Tensor
+    std_3: Tensor
 
     def __init__(self, params: BackboneParams, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__()
         self.params = params
         self.network = network.eval().requires_grad_(False)
-        self.register_buffer("mean_C11", torch.tensor(mean).view(-1, 1, 1) * 255, persistent=False)
-        self.register_buffer("std_C11", torch.tensor(std).view(-1, 1, 1) * 255, persistent=False)
+        self.lean = lean(self.network, params.image_size)
+        self.register_buffer("mean_3", torch.tensor(mean) * 255, persistent=False)
+        self.register_buffer("std_3", torch.tensor(std) * 255, persistent=False)
 
     @torch.inference_mode()
     def forward(self, image_BYX3: Tensor) -> dict[int, Tensor]:
         """uint8 photographs of `params.image_size` -> float16 feature maps by level. On a CPU the features of a
         photograph are the same bits whichever others come with it."""
-        x_B3YX = image_BYX3.permute(0, 3, 1, 2).float()
-        x_B3YX = ((x_B3YX - self.mean_C11) / self.std_C11).contiguous()
+        x_B3YX = self.normalised(image_BYX3)
         # on a CPU one at a time: the kernels of a batch round otherwise, and float16 enlarges the difference
         pieces = x_B3YX.chunk(len(x_B3YX)) if x_B3YX.device.type == "cpu" else (x_B3YX,)
-        maps = [torch.cat(level) for level in zip(*map(self.network, pieces), strict=True)]
+        maps = [torch.cat(level) for level in zip(*map(self.lean, pieces), strict=True)]
         return {level: map_BCHW.half() for level, map_BCHW in zip(self.params.levels, maps, strict=True)}
+
+    def normalised(self, image_BYX3: Tensor) -> Tensor:
+        """uint8 photographs -> B x 3 x Y x X on the scale that the weights know, the channels last in memory."""
+        return ((image_BYX3 - self.mean_3) / self.std_3).permute(0, 3, 1, 2)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.mean_3.device
 
     @property
     def digest(self) -> str:
-        """Identity of the features: network, weights that are run, levels and image size."""
+        """Identity of the features: network, weights that are run, levels, image size and `ARITHMETIC`."""
         weights = {key: sha256_bytes(_bytes(value)) for key, value in self.network.state_dict().items()}
         seen = self.params.model_dump(mode="json", include={"name", "levels", "image_size"})
-        return digest_of({"weights": weights, **seen})
+        return digest_of({"weights": weights, "arithmetic": ARITHMETIC, **seen})
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -167,7 +167,7 @@ def compute_here(job: Job, groups: Sequence[Rows]) -> Iterator[Partition]:
     On a CPU the thread that decoded a picture takes it through the backbone too, a picture to a thread, which scales
     where threads inside a depthwise convolution do not. On a GPU threads decode the next groups meanwhile.
     """
-    on_gpu = job.backbone.mean_C11.device.type == "cuda"
+    on_gpu = job.backbone.device.type == "cuda"
     waiting = deque(groups)
     seen: deque[tuple[Rows, list[Future[_Picture]]]] = deque()
     written: deque[Future[Partition]] = deque()
@@ -227,7 +227,7 @@ def _load(raw: Path, row: dict[str, Any], size: tuple[int, int], limits: ImageLi
 
 def _infer(pictures: Sequence[_Picture], job: Job) -> list[_Picture]:
     """On a GPU, in batches."""
-    device, result = job.backbone.mean_C11.device, list(pictures)
+    device, result = job.backbone.device, list(pictures)
     whole = [place for place, picture in enumerate(pictures) if picture.pixels is not None]
     for start in range(0, len(whole), job.params.batch_size):
         places, started = whole[start : start + job.params.batch_size], time.perf_counter()

@@ -67,22 +67,30 @@ class Fusion(nn.Module):
         maps = [self._resized(self._read(levels[level])) for level in self.params.levels]
         return torch.cat(maps, dim=3).permute(0, 3, 1, 2)
 
-    def mixed(self, levels: Mapping[int, Tensor], mixer_KD: Tensor) -> Tensor:
-        """The fused channels times a matrix: B x H x W x K. A coarse level is multiplied before it is enlarged."""
-        pieces, start = [], 0
-        for level in self.params.levels:
-            map_BYXD = self._read(levels[level])
-            piece_KD = mixer_KD[:, start : (start := start + map_BYXD.shape[3])]
-            if map_BYXD.shape[1:3].numel() < math.prod(self.size):
-                pieces.append(self._resized(F.linear(map_BYXD, piece_KD)))
-            else:
-                pieces.append(F.linear(self._resized(map_BYXD), piece_KD))
-        return reduce(Tensor.add_, pieces)  # in place: they are as large as what comes out
+    def mixed(self, levels: Mapping[int, Tensor], mixer_KD: Tensor, added: Tensor) -> Tensor:
+        """The fused channels times a matrix, plus `added` (K, or H x W x K): B x H x W x K.
+
+        A coarse level is multiplied before it is enlarged."""
+        maps = [self._read(levels[level]) for level in self.params.levels]
+        mixers = torch.split(mixer_KD, [map_BYXD.shape[3] for map_BYXD in maps], dim=1)
+        coarse: list[tuple[Tensor, Tensor]] = []
+        fine: list[tuple[Tensor, Tensor]] = []
+        for map_BYXD, piece_KD in zip(maps, mixers, strict=True):
+            is_coarse = map_BYXD.shape[1:3].numel() < math.prod(self.size)
+            (coarse if is_coarse else fine).append((map_BYXD, piece_KD))
+        enlarged = [self._resized(F.linear(map_BYXD, piece_KD)) for map_BYXD, piece_KD in coarse]
+        total_BHWK = (
+            reduce(Tensor.add_, enlarged) if coarse else added.new_zeros(len(maps[0]), *self.size, len(mixer_KD))
+        )
+        total_BHWK.add_(added)
+        for map_BYXD, piece_KD in fine:  # added up by the product itself
+            total_BHWK.view(-1, len(mixer_KD)).addmm_(self._resized(map_BYXD).flatten(0, 2), piece_KD.T)
+        return total_BHWK
 
     def forward(self, levels: Mapping[int, Tensor]) -> FeatureMap:
         """x0: fused and normalised features."""
         if self.params.norm == "whiten":
-            return (self.mixed(levels, self.whitener_CD) + self.offset_C).permute(0, 3, 1, 2)
+            return self.mixed(levels, self.whitener_CD, self.offset_C).permute(0, 3, 1, 2)
         x_BDHW = self.fuse(levels)
         if self.params.norm == "layer":
             return F.layer_norm(x_BDHW, x_BDHW.shape[1:], eps=1e-5)
