@@ -2,9 +2,10 @@
 
 A line is 20 random training images and 20 of calibration out of solar-mono's features, with the settings of
 params.yaml; draw and seed differ. They are put under DVC in a clone of HEAD in .wtflow/bench/fleet, which is made anew.
-The overhead is everything that the command takes beside the plain loop, which trains a few of the lines alone on one
-thread before: status and commit of DVC, start and stop of Ray, imports, checkpoints, MLflow, places that stand idle,
-and places that are taken twice. Seconds that the fleet's trainings tell are no measure: they overlap.
+The overhead is everything that the command takes beside the plain loop, which trains a few of the lines before, as
+many at a time as there are cores, on one thread each: status and commit of DVC, start and stop of Ray, imports,
+checkpoints, MLflow, places that stand idle, and places that are taken twice. `alone_s` is a line with all cores for
+itself. Seconds that the fleet's trainings tell are no measure: they overlap.
 `make repro` brings the features.
 """
 
@@ -17,7 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +39,7 @@ from wtflow.training import TrainParams
 
 SOURCE = "solar-mono"
 LINES, CORES, IMAGES = 50, 2, 20
-ALONE = (3, 17, 31)
+PLAIN = (3, 17, 31, 44)
 SAMPLED_EVERY_S = 5
 TRAINED = re.compile(r"train (line-\d+): trained in ([\d.]+) s")
 LAID_DOWN = ("format", "levels", "partitions", "images", "files")
@@ -48,7 +51,7 @@ def main() -> None:
     parse_no_arguments(__doc__ or "", "make bench NAME=fleet")
     place = PLACE / "fleet"
     make_lines(place)
-    alone = statistics.median(_alone(place / f"data/features/line-{number:02}/fit", number) for number in ALONE)
+    alone, plain = (_plain(place, at_once) for at_once in (1, CORES))
     command = [sys.executable, "-m", "pipelines.fleet", "--cpus", str(CORES)]
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=place, env=_environment(place), stdout=subprocess.PIPE, text=True)
@@ -62,8 +65,9 @@ def main() -> None:
         "trained": len(trained),
         "wall_s": wall,
         "alone_s": alone,
+        "plain_s": plain,
         "median_training_s": statistics.median(trained.values()),
-        "overhead": CORES * wall / (LINES * alone) - 1,
+        "overhead": CORES * wall / (LINES * plain) - 1,
         "growth": statistics.median(memory[-quarter:]) / statistics.median(memory[quarter : 2 * quarter]) - 1,
         "pss_gib": [round(value, 2) for value in memory],
     }
@@ -121,10 +125,16 @@ def write_line(source: FeatureShards, folder: Path, draw: int) -> None:
     seal(folder, index, source.levels, {key: value for key, value in source.header.items() if key not in LAID_DOWN})
 
 
-def _alone(features: Path, seed: int) -> float:
-    """Seconds of the plain loop on one thread."""
+def _plain(place: Path, at_once: int) -> float:
+    """Seconds of the plain loop for a line on one thread, beside others of them."""
+    folders = [place / f"data/features/line-{number:02}/fit" for number in PLAIN]
+    with ProcessPoolExecutor(at_once, mp_context=get_context("spawn")) as pool:
+        return statistics.median(pool.map(_seconds, folders, PLAIN))
+
+
+def _seconds(features: Path, seed: int) -> float:
     torch.set_num_threads(1)
-    params = TrainParams.parse({**read_params()["train"], "seed": seed}, "params.yaml: train")
+    params = TrainParams.parse({**read_params(PROJECT / "params.yaml")["train"], "seed": seed}, "params.yaml: train")
     began = time.perf_counter()
     trained(FeatureShards.open(features), params)
     return time.perf_counter() - began

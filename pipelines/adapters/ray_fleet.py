@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from wtflow.training import Epoch, Place, TrainingState, TrainParams, be_determi
 RESTARTS = 3
 POLL_S = 0.3
 KEPT = 2
+CHECKPOINT_EVERY_S = 2.0
+"""What a kill costs, or an epoch where one takes longer. Small lines have epochs of tenths of seconds."""
 logger = logging.getLogger(__name__)
 
 
@@ -83,7 +85,7 @@ def fleet(
                 line = left.pop(0)
                 running[task.remote(line, str(Path.cwd()), fixed.model_dump(mode="json"), queue)] = line
             done, _ = ray.wait(list(running), timeout=POLL_S)
-            on_news(queue.get_nowait_batch(queue.qsize()))
+            on_news([News(*values) for values in queue.get_nowait_batch(queue.qsize())])
             for reference in done:
                 line = running.pop(reference)
                 try:
@@ -105,8 +107,13 @@ def fit_here(
         state = start(shards, params)
         checkpoints.restore(state)
 
+        saved = time.monotonic()
+
         def keep(state: TrainingState, epoch: Epoch) -> None:
-            checkpoints.save(state)
+            nonlocal saved
+            if len(state.history) == params.epochs or time.monotonic() - saved >= CHECKPOINT_EVERY_S:
+                checkpoints.save(state)
+                saved = time.monotonic()
             on_epoch(epoch)
 
         device = torch.device("cuda" if settings.use_gpu else "cpu")
@@ -119,7 +126,7 @@ def fit_here(
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """States of a run behind each epoch, in a folder or on S3; the newest ones are kept."""
+    """States of a run behind some of its epochs, in a folder or on S3; the newest ones are kept."""
 
     storage: str
     name: str
@@ -175,14 +182,14 @@ def _task(line: str, project: str, values: dict[str, Any], queue: Any) -> Ended:
     torch.set_num_threads(settings.cores())
     try:
         params = line_params(line, "train", TrainParams)
-        queue.put(News(line, node, 0, params.epochs, None, 0.0, None))
+        _tell(queue, News(line, node, 0, params.epochs, None, 0.0, None))
         began: list[float] = []
 
         def on_epoch(epoch: Epoch) -> None:
             now = time.perf_counter()
             took = now - began[-1] if began else None
             began.append(now)
-            queue.put(News(line, node, epoch.epoch + 1, params.epochs, epoch.loss, now - started, took))
+            _tell(queue, News(line, node, epoch.epoch + 1, params.epochs, epoch.loss, now - started, took))
 
         done = train_line(line, params, settings, fit_here if settings.num_workers == 1 else ray_train.fit, on_epoch)
         return Ended(line, time.perf_counter() - started, done.name, done.digest)
@@ -194,6 +201,12 @@ def _task(line: str, project: str, values: dict[str, Any], queue: Any) -> Ended:
         return Ended(line, time.perf_counter() - started, error=text or traceback.format_exc())
     except Exception:  # noqa: BLE001  a fault of the code is told with its traceback; the other lines go on
         return Ended(line, time.perf_counter() - started, error=traceback.format_exc())
+
+
+def _tell(queue: Any, news: News) -> None:
+    """Send it, and do not wait: Ray gives the CPU of a task that waits to the next line, and too many train at once. A
+    tuple, because the queue's process would import this module, and torch with it, to read `News`."""
+    queue.actor.put_nowait.remote(astuple(news))
 
 
 def _resources(settings: RunSettings) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,8 +63,11 @@ class TrainingRun:
 
     def log(self, epoch: Epoch) -> None:
         """The epoch's loss and learning rate."""
-        self.client.log_metric(self.run_id, "loss", epoch.loss, step=epoch.epoch)
-        self.client.log_metric(self.run_id, "learning_rate", epoch.learning_rate, step=epoch.epoch)
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        values = {"loss": epoch.loss, "learning_rate": epoch.learning_rate}
+        self.client.log_batch(self.run_id, [Metric(name, value, now, epoch.epoch) for name, value in values.items()])
 
     def finish(self, bundle_digest: str) -> None:
         """Say which bundle came out."""
@@ -85,12 +89,13 @@ class TrainingRun:
 def run_of(client: "MlflowClient", experiment: str, line: str, key: str, params: Mapping[str, Any], **tags: str) -> str:
     """The run of this key, which is created with `params` if it is not there yet. Its name is the key, or what `tags`
     say under `mlflow.runName`."""
+    from mlflow.entities import Param
+
     found = find_run(client, experiment, run_key=key)
     if found is None:
         named = {"line": line, "run_key": key, "mlflow.runName": key, **tags}
         found = str(client.create_run(experiment, tags=named).info.run_id)
-        for name, value in params.items():
-            client.log_param(found, name, value)
+        client.log_batch(found, params=[Param(name, str(value)) for name, value in params.items()])
     return found
 
 
