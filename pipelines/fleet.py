@@ -29,6 +29,8 @@ from wtflow.training import TrainParams
 COMMIT_EVERY_S = 30
 COMMIT_SHARE = 0.1
 """Of the time, at most: a commit takes seconds where there are many lines."""
+BEFORE = ("fetch", "prepare", "extract")
+"""Stages whose outputs `train` reads, its own line's."""
 EXAMPLES = """examples:
   python -m pipelines.fleet                        every stale line, each on all cores
   WTFLOW_THREADS=1 python -m pipelines.fleet       a line on each core
@@ -55,10 +57,11 @@ def main(chosen: Sequence[str], cpus: int) -> None:
 
 def stale_lines(lines: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Lines that have to be trained, and those that cannot be yet, with the reason."""
-    changed = json.loads(_dvc("status", "--json", "--with-deps", *(f"train@{line}" for line in lines)))
+    # of all stages: DVC reads dvc.lock again for each one that is named
+    changed = json.loads(_dvc("status", "--json"))
     stale, blocked = [], {}
     for line in lines:
-        before = [name for name in changed if name.endswith(f"@{line}") and not name.startswith("train@")]
+        before = [name for name in (f"{stage}@{line}" for stage in BEFORE) if name in changed]
         raw = [name for name in changed if name == f"data/raw/{line}.dvc"]
         if before or raw:
             blocked[line] = f"{', '.join([*raw, *before])} changed. Type: dvc repro extract@{line}"

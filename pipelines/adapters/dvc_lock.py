@@ -16,7 +16,9 @@ def commit(stages: Sequence[str]) -> None:
 
     try:
         with Repo() as repo, lock_repo(repo):
-            found = [info.stage for name in stages for info in repo.stage.collect_granular(name)]
+            # from the index, which reads dvc.lock once; asked for by its name, a stage has it read again
+            by_name = {stage.addressing: stage for stage in repo.index.stages}
+            found = [by_name[name] for name in stages]
             for stage in found:
                 stage.save()
                 stage.commit()
