@@ -31,7 +31,7 @@ from wtflow.features.upkeep import faults
 from wtflow.params import merged
 
 LINE = "drill"
-IMAGES, SIDE = 320, 64
+IMAGES, SIDE = 1280, 64
 SETTINGS = {
     "prepare": {"layout": "folder", "test_fraction": 0.25, "calibrate_fraction": 0.25},
     "extract": {"backbone": {"image_size": [SIDE, SIDE]}, "partition_size": 8, "batch_size": 8},

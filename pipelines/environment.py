@@ -26,6 +26,9 @@ class RunSettings(BaseSettings):
     """One GPU a training worker."""
     storage: str = ""
     """Where training checkpoints go: a folder or s3://bucket/prefix that all nodes see; empty: `work`/train."""
+    checkpoint_s: float = 2.0
+    """In the fleet: seconds between two checkpoints of a line, at least; 0 keeps one behind every epoch. A kill costs
+    so much, or an epoch where one takes longer."""
 
     def cores(self) -> int:
         """Threads to use, resolved."""

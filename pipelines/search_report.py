@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from pipelines.adapters.ray_tune import Trial
-from pipelines.search_space import Choice, Plain, TuneParams
+from pipelines.search_space import Choice, FloatRange, IntRange, Plain, TuneParams
 from wtflow.artefact import replacing
 
 if TYPE_CHECKING:
@@ -98,18 +98,37 @@ def _history(trials: Sequence[Trial]) -> Figure:
 
 
 def _parallel(trials: Sequence[Trial], params: TuneParams) -> Figure:
-    """A vertical axis a key, from its low to its high; a line a trial, darker for a higher score."""
+    """A vertical axis a key, from its low to its high, and one for the rank of the score; a line a trial, darker and
+    wider for a higher one."""
     figure, axes = _empty()
-    keys = [*params.space]
     scored = [trial for trial in trials if trial.score is not None]
     scores = np.array([trial.score for trial in scored], dtype=np.float64)
     order = scores.argsort().argsort() / max(1, len(scores) - 1) if len(scores) else scores
     for trial, place in zip(scored, order, strict=True):
-        heights = [_height(trial, key, params) for key in keys]
-        axes.plot([*range(len(keys) + 1)], [*heights, float(place)], color=str(0.85 * (1 - place)), linewidth=1 + place)
-    axes.set_xticks(range(len(keys) + 1), [*keys, "rank of score"], rotation=20, ha="right")
-    axes.set_yticks([0, 1], ["low", "high"])
+        heights = [*(_height(trial, key, params) for key in params.space), float(place)]
+        axes.plot(heights, color=str(0.85 * (1 - place)), linewidth=1 + place)
+    marks = {key: _marks(domain) for key, domain in params.space.items()}
+    marks["score, by rank"] = [f"{scores.min():.4f}", f"{scores.max():.4f}"] if len(scores) else []
+    for x, texts in enumerate(marks.values()):
+        axes.axvline(x, color="#999999", linewidth=0.8, zorder=0)
+        for height, text in zip(np.linspace(0, 1, len(texts)), texts, strict=True):
+            axes.annotate(
+                text, (x, height), (4, 0), textcoords="offset points", va="center", fontsize=8, color=WHOLE,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+            )  # fmt: skip
+    axes.set_xlim(-0.2, len(marks) - 0.4)
+    axes.set_xticks(range(len(marks)), list(marks), rotation=20, ha="right")
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
     return figure
+
+
+def _marks(domain: FloatRange | IntRange | Choice) -> list[str]:
+    """What is written along a key's axis, from its foot to its head."""
+    if isinstance(domain, Choice):
+        return [str(value) for value in domain.values]
+    middle = float(np.sqrt(domain.low * domain.high)) if domain.log else (domain.low + domain.high) / 2
+    return [f"{value:.3g}" for value in (domain.low, middle, domain.high)]
 
 
 def _height(trial: Trial, key: str, params: TuneParams) -> float:

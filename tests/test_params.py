@@ -1,8 +1,8 @@
 import datetime
-from typing import Any
+from typing import Any, Self
 
 import pytest
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from wtflow.errors import WTFlowError
 from wtflow.params import Section, merged
@@ -45,6 +45,25 @@ def test_a_wrong_key_or_value_is_named_with_its_place(change: dict[str, Any], fi
     with pytest.raises(WTFlowError, match=field) as raised:
         Outer.parse(GOOD | change, "train")
     assert "known keys: rate, count, inner, name" in str(raised.value)
+
+
+def test_keys_that_do_not_go_together_are_told_without_the_whole_section() -> None:
+    class Pair(Section):
+        low: float
+        high: float
+
+        @model_validator(mode="after")
+        def _in_order(self) -> Self:
+            if self.low > self.high:
+                raise ValueError("low is above high")
+            return self
+
+    with pytest.raises(WTFlowError) as raised:
+        Pair.parse({"low": 2.0, "high": 1.0}, "train.pair")
+    assert str(raised.value).splitlines()[1:] == [
+        "  train.pair: Value error, low is above high",
+        "  known keys: low, high",
+    ]
 
 
 def test_a_missing_key_is_named() -> None:

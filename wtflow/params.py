@@ -23,13 +23,18 @@ class Section(BaseModel):
             raise WTFlowError(f"settings of {where} are wrong: {error}. Put quotes around a text.") from None
         except ValidationError as error:
             lines = [
-                f"  {'.'.join([where, *map(str, item['loc'])])}: {item['msg']} (found {item['input']!r})"
+                f"  {'.'.join([where, *map(str, item['loc'])])}: {item['msg']}{_found(item['input'])}"
                 for item in error.errors()
             ]
             known = ", ".join(cls.model_fields)
             raise WTFlowError(
                 "\n".join([f"settings of {where} are wrong:", *lines, f"  known keys: {known}"])
             ) from None
+
+
+def _found(value: object) -> str:
+    """The value that is wrong; a whole section, whose keys do not go together, is not shown."""
+    return "" if isinstance(value, Mapping) else f" (found {value!r})"
 
 
 def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

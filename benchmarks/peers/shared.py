@@ -19,7 +19,7 @@ class Images:
         params = BackboneParams.parse(inputs.backbone, "backbone")
         self.backbone = build_backbone(params if levels is None else params.model_copy(update={"levels": levels}))
         self.name, self.levels = params.name, list(self.backbone.params.levels)
-        self.network = self.backbone.lean
+        self.network = Maps(self.backbone.lean)
         self.train_NYX3 = inputs.images_NYX3
 
     @torch.no_grad()
@@ -27,6 +27,18 @@ class Images:
         """Maps of all training images, a tensor a level: a frozen network need not run again in every epoch."""
         parts = [self.network(self.backbone.normalised(batch_BYX3)) for batch_BYX3 in self.train_NYX3.split(8)]
         return [torch.cat(level) for level in zip(*parts, strict=True)]
+
+
+class Maps(nn.Module):
+    """A backbone whose maps lie in memory as anomalib expects them, the channels first."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.feature_info = backbone, backbone.feature_info
+
+    def forward(self, x_B3YX: Tensor) -> list[Tensor]:
+        """A map a level."""
+        return [map_BCHW.contiguous() for map_BCHW in self.backbone(x_B3YX)]
 
 
 class Peer:

@@ -32,8 +32,6 @@ from wtflow.training import Epoch, Place, TrainingState, TrainParams, be_determi
 RESTARTS = 3
 POLL_S = 0.3
 KEPT = 2
-CHECKPOINT_EVERY_S = 2.0
-"""What a kill costs, or an epoch where one takes longer. Small lines have epochs of tenths of seconds."""
 logger = logging.getLogger(__name__)
 
 
@@ -111,7 +109,7 @@ def fit_here(
 
         def keep(state: TrainingState, epoch: Epoch) -> None:
             nonlocal saved
-            if len(state.history) == params.epochs or time.monotonic() - saved >= CHECKPOINT_EVERY_S:
+            if len(state.history) == params.epochs or time.monotonic() - saved >= settings.checkpoint_s:
                 checkpoints.save(state)
                 saved = time.monotonic()
             on_epoch(epoch)

@@ -62,6 +62,7 @@ def undisturbed(project: Project) -> Path:
 def test_no_space_for_checkpoints(project: Project, undisturbed: Path, command: list[str], tmp_path: Path) -> None:
     with disk(tmp_path / "kept", 400) as small:  # two states of 146 kB, and not a third
         project.environment["WTFLOW_STORAGE"] = str(small.path)
+        project.environment["WTFLOW_CHECKPOINT_S"] = "0"
         try:
             printed = project.run(*command, code=1)
             assert "no space left for" in printed, printed

@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 
-from pipelines.adapters import ray_fleet
 from pipelines.adapters.ray_fleet import KEPT, Checkpoints, News, fit_here, fleet
 from pipelines.adapters.ray_train import forget
 from pipelines.environment import RunSettings
@@ -35,17 +34,10 @@ def same(one: TrainingState, other: TrainingState) -> bool:
 
 
 @pytest.fixture
-def every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint behind each epoch, however short."""
-    monkeypatch.setattr(ray_fleet, "CHECKPOINT_EVERY_S", 0.0)
-
-
-@pytest.fixture
 def settings(tmp_path: Path) -> RunSettings:
-    return RunSettings(work=tmp_path, storage=str(tmp_path / "kept"), threads=1)
+    return RunSettings(work=tmp_path, storage=str(tmp_path / "kept"), threads=1, checkpoint_s=0)
 
 
-@pytest.mark.usefixtures("every_epoch")
 def test_an_interrupted_task_ends_with_the_bits_of_the_plain_loop(
     tiny_fit: FeatureShards, settings: RunSettings
 ) -> None:
@@ -77,11 +69,9 @@ def test_an_interrupted_task_ends_with_the_bits_of_the_plain_loop(
         be_deterministic()
 
 
-def test_short_epochs_have_one_checkpoint_at_the_end(
-    tiny_fit: FeatureShards, settings: RunSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_fleet, "CHECKPOINT_EVERY_S", 600.0)
-    fit_here("run", tiny_fit.folder, train_params(epochs=3), settings, lambda epoch: None)
+def test_short_epochs_have_one_checkpoint_at_the_end(tiny_fit: FeatureShards, settings: RunSettings) -> None:
+    rare = settings.model_copy(update={"checkpoint_s": 600.0})
+    fit_here("run", tiny_fit.folder, train_params(epochs=3), rare, lambda epoch: None)
     assert [path.name for path in (Path(settings.storage) / "run/fleet").iterdir()] == ["000003"]
 
 
@@ -94,14 +84,13 @@ def test_the_checkpoints_of_another_run_are_left_alone(tiny_fit: FeatureShards, 
     assert fresh.history == []
 
 
-@pytest.mark.usefixtures("every_epoch")
 def test_checkpoints_on_s3_are_kept_continued_and_removed(
     tiny_fit: FeatureShards, s3_port: int, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment(f"http://127.0.0.1:{s3_port}").items():
         monkeypatch.setenv(name, value)
     params = train_params(epochs=3)
-    settings = RunSettings(work=tmp_path, storage=f"s3://{bucket.name}/train", threads=1)
+    settings = RunSettings(work=tmp_path, storage=f"s3://{bucket.name}/train", threads=1, checkpoint_s=0)
 
     def until_the_second(epoch: Epoch) -> None:
         if epoch.epoch == 1:
