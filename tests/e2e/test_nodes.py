@@ -21,6 +21,7 @@ LINES = ("line-0", "line-1")
 TRIES = 3
 FLEET = [sys.executable, "-m", "pipelines.fleet"]
 SETTINGS = {
+    "WTFLOW_CHECKPOINT_S": "0",  # an epoch of these lines takes a tenth of a second, and is what the test waits for
     "RAY_AUTH_MODE": "disabled",
     "RAY_worker_niceness": "0",
     "RAY_health_check_initial_delay_ms": "1000",
