@@ -38,7 +38,8 @@ class Nearest:
         return map_BHW.flatten(1).amax(dim=1), enlarge(map_BHW, self.backbone.params.image_size)
 
     def tensors(self) -> Iterable[Tensor]:
-        return chain(self.backbone.parameters(), self.backbone.buffers(), self.fusion.buffers(), [self.memory_MC])
+        network = self.backbone.network
+        return chain(network.parameters(), network.buffers(), self.fusion.buffers(), [self.memory_MC])
 
 
 def build(settings: dict[str, Any], seed: int, inputs: Inputs) -> Nearest:

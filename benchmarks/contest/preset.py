@@ -44,7 +44,7 @@ class Preset:
         return score_B, enlarge(map_BHW, self.detector.image_size)
 
     def tensors(self) -> Iterable[Tensor]:
-        parts = (self.detector.backbone, self.detector.scorer)
+        parts = (self.detector.backbone.network, self.detector.scorer)  # the lean copy is not shipped
         return chain.from_iterable(chain(part.parameters(), part.buffers()) for part in parts)
 
 
