@@ -18,6 +18,8 @@ def commit(stages: Sequence[str]) -> None:
         with Repo() as repo, lock_repo(repo):
             # from the index, which reads dvc.lock once; asked for by its name, a stage has it read again
             by_name = {stage.addressing: stage for stage in repo.index.stages}
+            if missing := set(stages) - set(by_name):
+                raise DvcException(f"{', '.join(sorted(missing))}: not in dvc.yaml")
             found = [by_name[name] for name in stages]
             for stage in found:
                 stage.save()

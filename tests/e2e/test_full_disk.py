@@ -48,7 +48,9 @@ def disk(path: Path, kib: int) -> Iterator[Disk]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Features extracted, ready to train."""
-    return ready_to_train(tmp_path_factory.mktemp("full"), EPOCHS)
+    made = ready_to_train(tmp_path_factory.mktemp("full"), EPOCHS)
+    made.environment["WTFLOW_CHECKPOINT_S"] = "0"
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,6 @@ def undisturbed(project: Project) -> Path:
 def test_no_space_for_checkpoints(project: Project, undisturbed: Path, command: list[str], tmp_path: Path) -> None:
     with disk(tmp_path / "kept", 400) as small:  # two states of 146 kB, and not a third
         project.environment["WTFLOW_STORAGE"] = str(small.path)
-        project.environment["WTFLOW_CHECKPOINT_S"] = "0"
         try:
             printed = project.run(*command, code=1)
             assert "no space left for" in printed, printed

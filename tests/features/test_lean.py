@@ -41,6 +41,13 @@ def test_it_answers_as_the_network_does(name: str, levels: tuple[int, ...], size
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
+@pytest.mark.parametrize("name", ["edgenext_xx_small", "densenet121", "ghostnet_050", "vit_tiny_patch16_224"])
+def test_networks_of_other_builds_answer_as_before(name: str) -> None:
+    """One that reads the weights of its convolutions, two whose norms follow other modules, one without any."""
+    full = network(name, (1, 2))
+    assert closeness(full, lean(full, (224, 224)), (224, 224)) < 1e-5
+
+
 class NormFirst(nn.Module):
     """Lists a convolution before a norm, and runs them the other way round."""
 

@@ -48,3 +48,9 @@ def test_an_output_that_is_not_there_is_named(project: Path) -> None:
     with pytest.raises(WTFlowError, match="out-a"):
         commit(["make@a"])
     assert not (project / "dvc.lock").exists()
+
+
+@pytest.mark.usefixtures("project")
+def test_a_stage_that_is_not_there_is_named() -> None:
+    with pytest.raises(WTFlowError, match=r"make@z: not in dvc\.yaml"):
+        commit(["make@a", "make@z"])

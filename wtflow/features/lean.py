@@ -31,29 +31,38 @@ def lean(network: nn.Module, image_size: tuple[int, int]) -> nn.Module:
     inputs = _inputs(lighter, probe_13YX)
     for name, part in list(lighter.named_modules()):
         for (key, conv), (next_key, norm) in pairwise(list(part.named_children())):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            is_pair = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            if is_pair and norm.num_features == conv.out_channels:
                 part.add_module(key, fuse_conv_bn_eval(conv, norm))
                 part.add_module(next_key, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
         for key, conv in list(part.named_children()):
-            if isinstance(conv, Conv2dSame):
+            if isinstance(conv, Conv2dSame) and conv.dilation == (1, 1):
                 part.add_module(key, _padding_itself(conv, inputs[f"{name}.{key}" if name else key]))
-            elif type(conv) is nn.Conv2d and conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1:
+            elif type(conv) is nn.Conv2d and _is_pointwise(conv):
                 part.add_module(key, _Pointwise(conv))
     lighter = lighter.to(memory_format=torch.channels_last).requires_grad_(False)
     return lighter if _alike(network(probe_13YX), lighter(probe_13YX)) else copy.deepcopy(network)
 
 
-class _Pointwise(nn.Module):
-    """A convolution of 1 x 1 as a product of matrices."""
+class _Pointwise(nn.Conv2d):
+    """A convolution of 1 x 1 as a product of matrices. It keeps its weight, too, for a network that reads it."""
+
+    weight_IO: Tensor
+    bias_O: Tensor
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
+        super().__init__(conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None)
+        self.weight, self.bias = conv.weight, conv.bias
         self.register_buffer("weight_IO", conv.weight[:, :, 0, 0].t().contiguous())
-        self.register_buffer("bias_O", conv.bias if conv.bias is not None else conv.weight.new_zeros(len(conv.weight)))
+        self.register_buffer("bias_O", conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias)
 
     def forward(self, x_BIHW: Tensor) -> Tensor:
-        y_BHWO = torch.matmul(x_BIHW.permute(0, 2, 3, 1), self.get_buffer("weight_IO"))
-        return y_BHWO.add_(self.get_buffer("bias_O")).permute(0, 3, 1, 2)
+        y_BHWO = torch.matmul(x_BIHW.permute(0, 2, 3, 1), self.weight_IO)
+        return y_BHWO.add_(self.bias_O).permute(0, 3, 1, 2)
+
+
+def _is_pointwise(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 
 def _padding_itself(conv: Conv2dSame, sides: tuple[int, int]) -> nn.Conv2d:
