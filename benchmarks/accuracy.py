@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.contest.methods import methods
+from benchmarks.contest.methods import entrants
 from benchmarks.contest.table import claims, markdown, picture, summary
 from benchmarks.contest.trial import kept, measure
 from benchmarks.product_lines import PROJECT, extract_features, product_lines
@@ -27,15 +27,16 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for seed in SEEDS:
         for line in lines:
-            for method in methods(line):
+            for method, seen in entrants(line):
                 left_out = asked.method not in (None, method.name) or asked.seed not in (None, seed)
                 if left_out or seed not in method.seeds:
                     continue
-                if asked.kept and not kept(method, line, seed).exists():
-                    continue
-                if not method.anomalib:
-                    extract_features(line)
-                row = measure(method, line, seed)
+                if not kept(method, seen, seed).exists():
+                    if asked.kept:
+                        continue
+                    if not method.anomalib:
+                        extract_features(seen)
+                row = measure(method, seen, seed)
                 found.append(row | {"budget": method.budget, "ours": method.ours, "compared": method.compared})
                 figures = "  ".join(f"{name} {row[name]:.4g}" for name in SHOWN if row.get(name) is not None)
                 console.print(f"{method.name}, {line.name}, seed {seed}: {figures}", markup=False)

@@ -9,6 +9,7 @@ import yaml
 
 from pipelines.feature_cache import feature_cache
 from pipelines.lines import line_params, read_params
+from pipelines.preset import read_presets, with_preset
 from pipelines.validation import Sample
 from wtflow.artefact import replacing
 from wtflow.data.manifest import Manifest, PrepareParams, Split
@@ -101,6 +102,16 @@ def tile_line() -> ProductLine:
     manifest = prepare(line.raw, TILE, line.prepare_params).manifest
     manifest.write(PLACE / f"data/prepared/{TILE}/manifest.parquet")
     return line
+
+
+def laid_over(line: ProductLine, preset: str) -> ProductLine:
+    """The line with a preset's settings, its features in a workplace of their own; they are still to be extracted."""
+    params, place = read_params(line.place / "params.yaml"), PLACE / "presets" / preset / line.name
+    sections = with_preset(params["lines"][line.name], read_presets(), preset)
+    with replacing(place / "params.yaml") as draft:
+        draft.write_text(yaml.safe_dump({**params, "fetch": {}, "lines": {line.name: sections}}, sort_keys=False))
+    line.manifest.write(place / f"data/prepared/{line.name}/manifest.parquet")
+    return ProductLine(line.name, place, line.raw)
 
 
 def extract_features(line: ProductLine) -> None:

@@ -28,7 +28,7 @@ from wtflow.scoring.calibration import calibrate
 from wtflow.training import TrainParams, finish, start, train
 
 WIDTH = int(os.environ.get("WTFLOW_TEST_PAPER_WIDTH", "384"))
-"""Half the preset's, unless asked: at 768 a step of AdamW needs 12.2 GB for the field alone. docs/operations.md."""
+"""Half the preset's, unless asked: at 768 the whole needs 21 GB. docs/operations.md."""
 TRAIN_IMAGES, CALIBRATE_IMAGES = 8, 6
 
 

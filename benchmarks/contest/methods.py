@@ -1,12 +1,13 @@
-"""Who takes part: the peers, and the presets of WT-Flow. A further preset is one more entry of `PRESETS`."""
+"""Who takes part: the peers, nearest neighbours, and the presets of WT-Flow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
 from benchmarks.contest.trial import Method
-from benchmarks.product_lines import PROJECT, ProductLine
+from benchmarks.product_lines import PROJECT, ProductLine, laid_over
+from pipelines.preset import DEFAULT
 from wtflow.params import merged
 from wtflow.training import TrainParams
 
@@ -58,17 +59,20 @@ PEERS = (
     ),
 )
 
-PRESETS: Mapping[str, Mapping[str, Any]] = {"default": {}}
-"""Name -> what it lays over the line's `train` settings in params.yaml."""
+PRESETS = (DEFAULT, "edge", "accurate")
+"""`paper` is left out: its weights come from a hub and its field wants a GPU."""
 
 
-def methods(line: ProductLine) -> list[Method]:
-    """All that take part on `line`."""
-    return [*PEERS, _neighbours(line), *(preset(name, changes, line) for name, changes in PRESETS.items())]
+def entrants(line: ProductLine) -> Iterator[tuple[Method, ProductLine]]:
+    """All that take part on `line`, each with the line as it sees it: a preset may want other features."""
+    yield from ((method, line) for method in (*PEERS, _neighbours(line)))
+    for name in PRESETS:
+        seen = line if name == DEFAULT else laid_over(line, name)
+        yield preset(name, {}, seen), seen
 
 
 def preset(name: str, changes: Mapping[str, Any], line: ProductLine) -> Method:
-    """WT-Flow with the settings of a preset."""
+    """WT-Flow with the settings of `line`, changed."""
     values = merged(line.train_params.model_dump(mode="json"), changes)
     settings = TrainParams.parse(values, f"preset {name}").model_dump(mode="json", exclude={"seed"})
     return Method(

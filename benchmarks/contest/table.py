@@ -15,6 +15,8 @@ MEANS = (
 )  # fmt: skip
 ALL = "mean"
 MEASURED = "wtflow-default"
+PRESET_LIMITS = {"wtflow-edge": -0.01, "wtflow-accurate": 0.0}
+"""What the small preset may lose and the large one must not, in the mean over the lines."""
 
 
 def summary(found: Sequence[Row]) -> list[Row]:
@@ -70,6 +72,10 @@ def claims(rows: Sequence[Row], ours: str = MEASURED) -> list[Claim]:
     if ("fastflow", ALL) in of:
         least = min(of[ours, line]["image_auroc"] - of["fastflow", line]["image_auroc"] for line in lines)
         made.append(at_least("image AUROC less FastFlow's, on the line where that is least", least, 0.03))
+    for preset, limit in PRESET_LIMITS.items():
+        if of.get((preset, ALL), {}).get("lines") == len(lines):
+            more = of[preset, ALL]["image_auroc"] - mean["image_auroc"]
+            made.append(at_least(f"{preset}: mean image AUROC over the lines, less the default's", more, limit))
     if TILE in lines:
         best = max(of[peer, TILE]["aupro_30"] for peer in peers)
         made.append(at_least(f"{TILE}: AUPRO 0.30, less that of the best peer", of[ours, TILE]["aupro_30"] - best, 0))

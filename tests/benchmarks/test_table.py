@@ -50,6 +50,14 @@ def test_claims_are_made_against_the_best_compared_peer() -> None:
     ]
 
 
+def test_a_preset_is_told_against_the_default_once_it_has_all_lines() -> None:
+    half = [*FOUND, row("wtflow-edge", "a", 0, 0.91)]
+    assert len(claims(summary(half))) == 6
+    made = claims(summary([*half, row("wtflow-edge", TILE, 0, 0.79, aupro_30=0.6)]))
+    edge = next(claim for claim in made if "edge" in claim.claim)
+    assert (edge.value, edge.holds) == (-0.005, True)  # .850 - .855
+
+
 def test_the_markdown_has_a_row_a_method_and_leaves_out_what_is_not_known() -> None:
     lines = markdown(summary([*FOUND, row("late", "a", 0, 0.5)])).splitlines()
     assert len(lines) == 2 + 5
