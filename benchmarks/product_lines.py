@@ -16,6 +16,7 @@ from wtflow.data.manifest import Manifest, PrepareParams, Split
 from wtflow.data.prepare import prepare
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
+from wtflow.features.augment import with_copies
 from wtflow.features.backbone import build_backbone
 from wtflow.features.extract import ExtractParams, Job, extract
 from wtflow.scoring.metrics import auroc
@@ -128,4 +129,4 @@ def extract_features(line: ProductLine) -> None:
         "limits": line.prepare_params.limits.model_dump(mode="json"),
     }
     for name, splits in OUTPUTS.items():
-        extract(manifest.rows(*splits), line.features(name), job, facts)
+        extract(with_copies(manifest.rows(*splits), params.augment), line.features(name), job, facts)

@@ -1,28 +1,26 @@
 """How many training images a line needs: WT-Flow beside nearest neighbours on the same features, from 20 images up.
 
 Three random draws of each size, with the draw's number as the seed of both. The calibration split is left as it is,
-and all settings are those of params.yaml. `make repro` brings the features. What was measured is kept in
-.wtflow/bench/small_lines.
+and all settings are those of params.yaml: a line as small as that trains on copies, which neighbours do not see.
+`make repro` brings the features. What was measured is kept in .wtflow/bench/small_lines.
 """
 
+import shutil
 import statistics
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from rich.console import Console
 
 from benchmarks import neighbours
 from benchmarks.contest.methods import preset
 from benchmarks.contest.trial import key
-from benchmarks.product_lines import PLACE, ProductLine, extract_features, product_lines
+from benchmarks.product_lines import PLACE, ProductLine, extract_features, image_auroc, product_lines, trained
 from benchmarks.report import Claim, at_least, parse_no_arguments, publish
-from pipelines.validation import Sample
-from wtflow.artefact import read_json, write_json
-from wtflow.data.shards import FeatureShards
+from wtflow.artefact import read_json, replacing, write_json
+from wtflow.data.manifest import Manifest
 from wtflow.scoring.metrics import auroc
-from wtflow.training import be_deterministic, finish, start, train
 
 SIZES = (20, 50, 100, None)
 """Training images; None: all of them."""
@@ -52,18 +50,27 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
     return made
 
 
-def subset(shards: FeatureShards, size: int | None, draw: int) -> FeatureShards:
-    """The same features with `size` random training images left; everything else stays."""
-    rows = shards.rows(split="train")
-    if size is None or size >= len(rows):
-        return shards
-    dropped = set(np.random.default_rng(draw).permutation(rows)[size:].tolist())
-    return replace(shards, index=shards.index.take(pa.array([row for row in range(len(shards)) if row not in dropped])))
+def reduced(line: ProductLine, size: int | None, draw: int) -> ProductLine:
+    """The line with `size` random training images left, in a workplace of its own; everything else stays. Its features
+    are still to be extracted."""
+    rows = line.manifest.rows()
+    trained = [row["image_id"] for row in rows if row["split"] == "train"]
+    if size is None or size >= len(trained):
+        return line
+    dropped = set(np.random.default_rng(draw).permutation(trained)[size:].tolist())
+    place = PLACE / "small" / f"{line.name}-{size}-{draw}"
+    with replacing(place / "params.yaml") as draft:
+        shutil.copyfile(line.place / "params.yaml", draft)
+    left = [row for row in rows if row["image_id"] not in dropped]
+    manifest = Manifest.of_rows(left, line.name, line.manifest.data_version)
+    manifest.write(place / f"data/prepared/{line.name}/manifest.parquet")
+    return ProductLine(line.name, place, line.raw)
 
 
 def _row(line: ProductLine, size: int | None) -> dict[str, Any]:
     found = [_measured(line, size, draw) for draw in DRAWS]
-    row: dict[str, Any] = {"line": line.name, "size": size or "all", "images": found[0]["images"]}
+    counts = {name: found[0][name] for name in ("images", "copies")}
+    row: dict[str, Any] = {"line": line.name, "size": size or "all", **counts}
     for name in ("wtflow", "neighbours"):
         values = [one[name] for one in found]
         row |= {name: statistics.mean(values), f"{name}_sd": statistics.stdev(values)}
@@ -71,24 +78,32 @@ def _row(line: ProductLine, size: int | None) -> dict[str, Any]:
 
 
 def _measured(line: ProductLine, size: int | None, draw: int) -> dict[str, Any]:
-    method = preset("default", {}, line)
-    both = replace(method, code=[*method.code, "benchmarks/neighbours.py"])
-    path = KEPT / f"{line.name}-{size or 'all'}-{draw}-{key(both, line, draw)[:12]}.json"
+    small = reduced(line, size, draw)
+    method = preset("default", {}, small)
+    augment = small.extract_params.augment.model_dump(mode="json")
+    both = replace(
+        method,
+        settings={**method.settings, "augment": augment},
+        code=[*method.code, "benchmarks/neighbours.py", "wtflow/features/augment.py"],
+    )
+    path = KEPT / f"{line.name}-{size or 'all'}-{draw}-{key(both, small, draw)[:12]}.json"
     if not path.exists():
-        params = line.train_params.model_copy(update={"seed": draw})
-        shards, test = subset(line.shards("fit"), size, draw), line.shards("test")
-        be_deterministic()
-        state = start(shards, params)
-        train(state, shards, params)
-        finish(state, shards)
-        rows, fusion = shards.rows(split="train"), state.scorer.fusion
-        ours, theirs = [], []
-        for label in ("normal", "anomalous"):
-            scored = test.rows(label=label)
-            ours.append(Sample(test, scored).scores(state.scorer))
-            theirs.append(neighbours.scores(fusion, shards, rows, test, scored, seed=draw))
-        write_json(path, {"images": len(rows), "wtflow": auroc(*ours), "neighbours": auroc(*theirs)})
-        Console().print(f"{line.name}, {size or 'all'} images, draw {draw}: {read_json(path)}", highlight=False)
+        extract_features(small)
+        shards, test = small.shards("fit"), small.shards("test")
+        scorer = trained(shards, small.train_params.model_copy(update={"seed": draw}))
+        rows = shards.rows(split="train")
+        theirs = [
+            neighbours.scores(scorer.fusion, shards, rows, test, test.rows(label=label), seed=draw)
+            for label in ("normal", "anomalous")
+        ]
+        figures = {
+            "images": len(rows),
+            "copies": len(shards.training_rows()) - len(rows),
+            "wtflow": image_auroc(scorer, test),
+            "neighbours": auroc(*theirs),
+        }
+        write_json(path, figures)
+        Console().print(f"{line.name}, {size or 'all'} images, draw {draw}: {figures}", highlight=False)
     found: dict[str, Any] = read_json(path)
     return found
 

@@ -22,6 +22,7 @@ from pipelines.stage import run
 from wtflow.artefact import replacing, write_json
 from wtflow.data.manifest import Manifest, PrepareParams, Split
 from wtflow.errors import WTFlowError
+from wtflow.features.augment import with_copies
 from wtflow.features.backbone import build_backbone
 from wtflow.features.cache import fill
 from wtflow.features.extract import ExtractParams, Job, Timing, extract
@@ -43,7 +44,7 @@ def main(line: str) -> None:
     job = Job(Path(f"data/raw/{line}").absolute(), feature_cache(), backbone, params, prepared.limits)
     with job.cache.held():
         # of other lines, or of this one when DVC did not start the stage
-        fill(job.shelf, FEATURES, {row["image_id"] for row in manifest.rows()})
+        fill(job.shelf, FEATURES, {row["image_id"] for row in with_copies(manifest.rows(), params.augment)})
         for output in OUTPUTS:
             _extract_output(line, output, manifest, job, prepared, settings)
 
@@ -52,7 +53,7 @@ def _extract_output(
     line: str, output: str, manifest: Manifest, job: Job, prepared: PrepareParams, settings: RunSettings
 ) -> None:
     started = time.perf_counter()
-    rows = manifest.rows(*OUTPUTS[output])
+    rows = with_copies(manifest.rows(*OUTPUTS[output]), job.params.augment)
     work = settings.work / "extract" / line / output
     facts = {
         "line": line,

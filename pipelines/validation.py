@@ -19,7 +19,7 @@ from wtflow.artefact import digest_of, sha256_bytes, sha256_file
 from wtflow.data import synthetic
 from wtflow.data.images import ImageLimits
 from wtflow.data.manifest import Manifest
-from wtflow.data.shards import FeatureShards
+from wtflow.data.shards import COPY, FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import WTFlowError
 from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
@@ -29,6 +29,7 @@ from wtflow.scoring.metrics import auroc
 Objective = SyntheticDefects | LabelledImages
 SCORED_AT_ONCE = 32
 HELD_OUT = "validate"
+UNUSED = "unused"
 SIZES = {"partition_size": 64, "batch_size": 16}
 LABELS = ("normal", "anomalous")
 
@@ -77,7 +78,8 @@ class Validation:
 
 
 def held_out(fit: FeatureShards, objective: SyntheticDefects) -> FeatureShards:
-    """The same features; some groups of `train` are in the split `validate`, if the objective wants normals of it."""
+    """The same features; some groups of `train` are in the split `validate`, if the objective wants normals of it.
+    Copies of their images serve for nothing."""
     if objective.normals == "calibrate":
         return fit
     splits, groups = fit.index["split"].to_pylist(), fit.index["group"].to_pylist()
@@ -86,8 +88,9 @@ def held_out(fit: FeatureShards, objective: SyntheticDefects) -> FeatureShards:
     if len(ordered) < 2:
         raise WTFlowError(f"{fit.folder}: one group only in `train`; set tune.objective.normals: calibrate.")
     taken = set(ordered[: min(len(ordered) - 1, math.ceil(objective.share * len(ordered)))])
+    moves = {"train": HELD_OUT, COPY: UNUSED}
     changed = [
-        HELD_OUT if split == "train" and group in taken else split for group, split in zip(groups, splits, strict=True)
+        moves.get(split, split) if group in taken else split for group, split in zip(groups, splits, strict=True)
     ]
     column = fit.index.schema.get_field_index("split")
     return replace(fit, index=fit.index.set_column(column, "split", pa.array(changed)))

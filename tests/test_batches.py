@@ -1,6 +1,8 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 import torch
 from torch import Tensor
@@ -126,3 +128,14 @@ def test_whole_maps_have_no_place(tiny_fit: FeatureShards, fusion: Fusion) -> No
     batch = next(iter(build_batches(params(kind="images"), tiny_fit, fusion, CPU, seed=0).epoch(0)))
     assert batch.place_B is None
     assert batch.x0_BCHW.shape == (8, fusion.channels, *fusion.size)
+
+
+@pytest.mark.parametrize("kind", ["images", "places"])
+def test_copies_are_trained_on_as_well(kind: str, tiny_fit: FeatureShards, fusion: Fusion) -> None:
+    splits = ["copy" if split == "calibrate" else split for split in tiny_fit.index["split"].to_pylist()]
+    column = tiny_fit.index.schema.get_field_index("split")
+    both = replace(tiny_fit, index=tiny_fit.index.set_column(column, "split", pa.array(splits)))
+    assert set(splits) == {"copy", "train"}
+    batches = build_batches(params(kind=kind, steps=1000, passes=50.0), both, fusion, CPU, seed=0)
+    seen = torch.cat([batch.row_B for batch in batches.epoch(0)])
+    assert set(seen.tolist()) == set(range(len(both)))

@@ -77,7 +77,7 @@ class ImageBatches:
         self, params: BatchParams, shards: FeatureShards, fusion: Fusion, device: torch.device, seed: int
     ) -> None:
         self.params, self.shards, self.fusion, self.device, self.seed = params, shards, fusion, device, seed
-        self.rows = shards.rows(split="train")
+        self.rows = shards.training_rows()
         self.steps = math.ceil(len(self.rows) / params.images)
 
     def epoch(self, number: int) -> Iterator[Batch]:
@@ -97,7 +97,7 @@ class PlaceBatches:
         self, params: BatchParams, shards: FeatureShards, fusion: Fusion, device: torch.device, seed: int
     ) -> None:
         self.params, self.device, self.seed = params, device, seed
-        rows = shards.rows(split="train")
+        rows = shards.training_rows()
         places = fusion.size[0] * fusion.size[1]
         kept = min(places, max(1, params.pool // len(rows)))
         self.row_N = torch.tensor(rows).repeat_interleave(kept)

@@ -137,7 +137,7 @@ def start(shards: FeatureShards, params: TrainParams) -> TrainingState:
     Raises `WTFlowError` for a level that was not extracted.
     """
     state = blank(shards, params)
-    state.scorer.fusion.learn_statistics(shards.batches(shards.rows(split="train"), READ_AT_ONCE))
+    state.scorer.fusion.learn_statistics(shards.batches(shards.training_rows(), READ_AT_ONCE))
     coupling = build_coupling(params.coupling)
     if coupling.c is None:  # depends on the data: measured over the batches of the first epoch
         state.batches = build_batches(params.batches, shards, state.scorer.fusion, torch.device("cpu"), params.seed)
@@ -215,7 +215,7 @@ def train(
 def finish(state: TrainingState, shards: FeatureShards) -> Scorer:
     """The trained head, frozen, with what its score learns from the `train` images once the field is fixed."""
     if state.scorer.params.balance == "channel":
-        state.scorer.eval().learn_usual(shards.batches(shards.rows(split="train"), READ_AT_ONCE))
+        state.scorer.eval().learn_usual(shards.batches(shards.training_rows(), READ_AT_ONCE))
     return state.scorer.freeze()
 
 

@@ -1,18 +1,25 @@
-from benchmarks.small_lines import claims, subset
-from wtflow.data.shards import FeatureShards
+from pathlib import Path
+
+import pytest
+
+from benchmarks import small_lines
+from benchmarks.small_lines import claims, reduced
+from tests.benchmarks.place import tiny_product_line
 
 
-def test_a_subset_keeps_everything_but_some_training_images(tiny_fit: FeatureShards) -> None:
-    every = len(tiny_fit.rows(split="train"))
-    small = subset(tiny_fit, 5, draw=0)
-    assert len(small.rows(split="train")) == 5
-    assert (every > 5, len(small)) == (True, 5 + len(tiny_fit.rows(split="calibrate")))
-    ids = small.index["image_id"].to_pylist()
-    assert ids != subset(tiny_fit, 5, draw=1).index["image_id"].to_pylist()
-    assert subset(tiny_fit, None, draw=0) is tiny_fit
-    row = small.rows(split="train")[0]
-    whole = tiny_fit.index["image_id"].to_pylist().index(ids[row])
-    assert all((small.batch([row])[level] == tiny_fit.batch([whole])[level]).all() for level in tiny_fit.levels)
+def test_a_reduced_line_lacks_training_images_and_nothing_else(
+    tiny_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(small_lines, "PLACE", tmp_path / "bench")
+    line = tiny_product_line(tiny_features, tmp_path / "project")
+    small, other = reduced(line, 5, draw=0), reduced(line, 5, draw=1)
+    assert len(line.manifest.rows("train")) > 5
+    assert len(small.manifest.rows("train")) == len(other.manifest.rows("train")) == 5
+    assert small.manifest.rows("train") != other.manifest.rows("train")
+    assert all(row in line.manifest.rows("train") for row in small.manifest.rows("train"))
+    assert small.manifest.rows("calibrate", "test") == line.manifest.rows("calibrate", "test")
+    assert small.train_params == line.train_params
+    assert reduced(line, None, draw=0) is line
 
 
 def test_the_claim_of_a_size_is_about_its_worst_line() -> None:

@@ -17,6 +17,7 @@ from wtflow.data.images import ImageLimits
 from wtflow.data.manifest import Manifest, read_rejected
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
+from wtflow.features.augment import source_of, with_copies
 from wtflow.features.backbone import Backbone, build_backbone
 from wtflow.features.cache import FeatureCache
 from wtflow.features.extract import Extraction, Job, Partition, Rows, Timing, compute_here, extract
@@ -104,6 +105,31 @@ def test_added_images_alone_are_computed(
     assert counts(done) == (3, len(rows) - 3, 0)
     assert [set(group) for group in computed] == [added]
     assert contents(tmp_path / "fit") == contents(tiny_fit.folder)
+
+
+def test_copies_of_training_images_are_features_of_their_own(
+    manifest: Manifest, tiny_raw: Path, tiny_fit: FeatureShards, tmp_path: Path, cache: FeatureCache, backbone: Backbone
+) -> None:
+    params = extract_params(augment={"below": 1000, "copies": 2})
+    photographs = manifest.rows("train", "calibrate")
+    rows = with_copies(photographs, params.augment)
+    job = Job(tiny_raw, cache, backbone, params, LIMITS)
+    trained = len(tiny_fit.rows(split="train"))
+    assert counts(extract(rows, tmp_path / "fit", job, facts(manifest))) == (len(photographs) + 2 * trained, 0, 0)
+    shards = FeatureShards.open(tmp_path / "fit")
+    assert (len(shards.rows(split="copy")), len(shards.training_rows())) == (2 * trained, 3 * trained)
+    assert tiny_fit.training_rows() == tiny_fit.rows(split="train")
+    first = shards.training_rows()[:3]
+    photograph, *copies = (shards.batch([row])[2] for row in first)
+    assert torch.equal(photograph, tiny_fit.batch(tiny_fit.rows(split="train")[:1])[2])
+    assert {source_of(shards.index["image_id"][row].as_py()) for row in first} == {
+        tiny_fit.index["image_id"][tiny_fit.rows(split="train")[0]].as_py()
+    }
+    away = [(copy.float() - photograph.float()).square().mean().sqrt().item() for copy in copies]
+    assert all(0.01 < one < photograph.float().std().item() for one in away)  # another picture, of the same part
+    again = extract(rows, tmp_path / "again", job, facts(manifest))
+    assert counts(again) == (0, len(rows), 0)
+    assert contents(tmp_path / "again") == contents(tmp_path / "fit")
 
 
 @pytest.mark.parametrize("changes", [{"partition_size": 5}, {"batch_size": 3}])

@@ -91,6 +91,13 @@ def test_unused_shards_go_and_mostly_unused_ones_are_packed(shelf: Shelf) -> Non
     assert waste(shelf, used) == []
 
 
+def test_a_copy_is_used_while_its_photograph_is(shelf: Shelf) -> None:
+    both = shelf.add(maps(1, 2, 3, 4), ["a", "a~1", "b", "b~1"], "")
+    shelf.add(maps(5, 6), ["c~1", "c~2"], "")
+    assert [(one.used, one.images) for one in waste(shelf, {"a", "b"})] == [([], 2)]
+    assert {one.shard: one.used for one in waste(shelf, {"c"})} == {both: []}
+
+
 def test_a_second_copy_is_waste(shelf: Shelf) -> None:
     """Two runs at once may have computed the same."""
     shelf.add(maps(1, 2), ["a", "b"], "one")

@@ -1,7 +1,9 @@
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -44,6 +46,19 @@ def test_whole_groups_of_train_are_held_out_and_calibrate_is_left_alone(tiny_fit
     assert other.rows(split="validate") != view.rows(split="validate")
     calibrate = SYNTHETIC.model_copy(update={"normals": "calibrate"})
     assert held_out(tiny_fit, calibrate).index.equals(tiny_fit.index)
+
+
+def test_copies_of_what_is_held_out_serve_for_nothing(tiny_fit: FeatureShards) -> None:
+    rows = tiny_fit.index.to_pylist()
+    copied = [{**row, "image_id": f"{row['image_id']}~1", "split": "copy"} for row in rows if row["split"] == "train"]
+    both = replace(tiny_fit, index=pa.Table.from_pylist([*rows, *copied], schema=tiny_fit.index.schema))
+    view = held_out(both, SYNTHETIC)
+    after = view.index.to_pylist()
+    assert {row["group"] for row in after if row["split"] == "copy"} == {
+        row["group"] for row in after if row["split"] == "train"
+    }
+    assert view.rows(split="validate") == held_out(tiny_fit, SYNTHETIC).rows(split="validate")
+    assert len(view.training_rows()) == 2 * len(view.rows(split="train"))
 
 
 @pytest.mark.usefixtures("project")

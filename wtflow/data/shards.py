@@ -1,7 +1,7 @@
 """Feature shards: what the backbone saw of a split, on disk, memory-mapped. A folder holds
 
 * `index.json`: format, data version, backbone and its digest, levels, counts, SHA-256 of every other file;
-* `index.parquet`: one row an image, sorted by image_id: the manifest's columns, partition and row;
+* `index.parquet`: one row an image or copy of one, sorted by image_id: the manifest's columns, partition and row;
 * `part-00000.safetensors`, ...: {"level2": n x C x H x W float16, "level3": ...}, in the order of the index;
 * `rejected.parquet`: one row an image of the manifest that could not be read again, in the columns of prepare's table;
 * `backbone.safetensors`: the weights that made them.
@@ -26,6 +26,8 @@ from wtflow.errors import DigestError, WTFlowError
 
 FORMAT = 2
 REJECTED = "rejected.parquet"
+COPY = "copy"
+"""Split of the varied copies of training images (`wtflow.features.augment`)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ class FeatureShards:
             keep = pc.and_(keep, pc.equal(self.index[column], value))
         found: list[int] = np.flatnonzero(np.asarray(keep)).tolist()
         return found
+
+    def training_rows(self) -> list[int]:
+        """Rows to train on: the images of the split `train`, and their copies if there are some."""
+        return sorted(self.rows(split="train") + self.rows(split=COPY))
 
 
 def part_name(number: int) -> str:

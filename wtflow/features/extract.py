@@ -29,6 +29,7 @@ from wtflow.data.images import ImageLimits, decode, preprocess
 from wtflow.data.manifest import REJECTED_SCHEMA, write_rejected
 from wtflow.data.shards import REJECTED, part_name, seal
 from wtflow.errors import DigestError, ImageError, WTFlowError
+from wtflow.features.augment import AugmentParams, source_of, varied
 from wtflow.features.backbone import Backbone, BackboneParams
 from wtflow.features.cache import FeatureCache, Place, Shelf
 from wtflow.features.links import link
@@ -47,6 +48,8 @@ class ExtractParams(Section):
     """Images a shard."""
     batch_size: Annotated[int, Field(gt=0)]
     """Images a pass through the backbone."""
+    augment: AugmentParams = AugmentParams()
+    """Copies of the training images of a small line."""
 
 
 @dataclass
@@ -118,8 +121,8 @@ def extract(
     compute: Compute | None = None,
     on_timing: Callable[[Timing], None] = lambda timing: None,
 ) -> Extraction:
-    """Fill `folder` anew with the features of manifest `rows`, and seal it. What is not in the cache is computed, by
-    `compute_here` if nothing else is given, and is in the cache then.
+    """Fill `folder` anew with the features of manifest `rows` (and copies of them: `with_copies`), and seal it. What is
+    not in the cache is computed, by `compute_here` if nothing else is given, and is in the cache then.
 
     Each row is in the features or in the table of rejected images beside them. An image that is in the cache is not
     read. The bytes of the folder do not depend on what the cache had. `folder` is a working place; rename it to where
@@ -199,7 +202,7 @@ class _Picture:
 
 
 def _see(job: Job, row: dict[str, Any], infer: bool) -> _Picture:
-    picture = _load(job.raw, row, job.backbone.params.image_size, job.limits)
+    picture = _load(job, row)
     if picture.pixels is None or not infer:
         return picture
     started = time.perf_counter()
@@ -207,19 +210,20 @@ def _see(job: Job, row: dict[str, Any], infer: bool) -> _Picture:
     return replace(picture, pixels=None, maps=maps, infer=time.perf_counter() - started)
 
 
-def _load(raw: Path, row: dict[str, Any], size: tuple[int, int], limits: ImageLimits) -> _Picture:
+def _load(job: Job, row: dict[str, Any]) -> _Picture:
     started = time.perf_counter()
     pixels, problem = None, {}
     try:
-        data = (raw / row["path"]).read_bytes()
+        data = (job.raw / row["path"]).read_bytes()
     except OSError as error:
         return _Picture(None, {"reason": "unreadable", "detail": str(error)}, time.perf_counter() - started, 0.0)
     read = time.perf_counter()
-    if sha256_bytes(data) != row["image_id"]:
+    if sha256_bytes(data) != source_of(row["image_id"]):
         problem = {"reason": "changed", "detail": "not the bytes that the manifest recorded; prepare again"}
     else:
         try:
-            pixels = preprocess(decode(data, limits), size)
+            picture = varied(decode(data, job.limits), row, job.params.augment)
+            pixels = preprocess(picture, job.backbone.params.image_size)
         except ImageError as error:
             problem = {"reason": error.reason, "detail": str(error)}
     return _Picture(pixels, problem, read - started, time.perf_counter() - read)

@@ -10,6 +10,7 @@ from wtflow.artefact import read_json
 from wtflow.data.manifest import Manifest
 from wtflow.data.shards import FORMAT
 from wtflow.errors import WTFlowError
+from wtflow.features.augment import source_of
 from wtflow.features.cache import FeatureCache, Shelf, fill, noted
 
 KEPT_SHARE = 0.5
@@ -117,11 +118,12 @@ def images_in_use(prepared: Iterable[Path]) -> set[str]:
 
 
 def waste(shelf: Shelf, used: Collection[str]) -> list[Waste]:
-    """Shards of which nothing, or less than `KEPT_SHARE`, is used. An image of two shards counts in the first."""
-    left, found = set(used), []
+    """Shards of which nothing, or less than `KEPT_SHARE`, is used. An image of two shards counts in the first; a copy
+    is used while its photograph is."""
+    seen, found = set[str](), []
     for shard, image_ids in shelf.contents():
-        needed = [image_id for image_id in image_ids if image_id in left]
-        left.difference_update(needed)
+        needed = [image_id for image_id in image_ids if source_of(image_id) in used and image_id not in seen]
+        seen.update(needed)
         if len(needed) < KEPT_SHARE * len(image_ids):
             found.append(Waste(shelf, shard, needed, len(image_ids)))
     return found
