@@ -19,8 +19,10 @@ from benchmarks.contest.trial import key
 from benchmarks.product_lines import PLACE, ProductLine, extract_features, image_auroc, product_lines, trained
 from benchmarks.report import Claim, at_least, parse_no_arguments, publish
 from wtflow.artefact import read_json, replacing, write_json
+from wtflow.batches import READ_AT_ONCE
 from wtflow.data.manifest import Manifest
 from wtflow.scoring.metrics import auroc
+from wtflow.training import blank
 
 SIZES = (20, 50, 100, None)
 """Training images; None: all of them."""
@@ -92,8 +94,10 @@ def _measured(line: ProductLine, size: int | None, draw: int) -> dict[str, Any]:
         shards, test = small.shards("fit"), small.shards("test")
         scorer = trained(shards, small.train_params.model_copy(update={"seed": draw}))
         rows = shards.rows(split="train")
+        fusion = blank(shards, small.train_params).scorer.fusion
+        fusion.learn_statistics(shards.batches(rows, READ_AT_ONCE))  # of the photographs alone
         theirs = [
-            neighbours.scores(scorer.fusion, shards, rows, test, test.rows(label=label), seed=draw)
+            neighbours.scores(fusion, shards, rows, test, test.rows(label=label), seed=draw)
             for label in ("normal", "anomalous")
         ]
         figures = {
