@@ -93,7 +93,7 @@ def markdown(rows: Sequence[Row]) -> str:
         aurocs = [_auroc(of.get((method, line))) for line in lines]
         mean = f"{row['image_auroc']:.3f}" if row["lines"] == len(lines) else ""
         aupro = f"{row['aupro_30']:.3f}" if "aupro_30" in row else ""
-        time = f"{row.get('backbone_ms', 0):.0f} + {row['head_ms']:.0f}"
+        time = f"{row.get('backbone_ms', 0):.1f} + {row['head_ms']:.1f}"
         costs = [time, f"{row['model_bytes'] / 1e6:.1f}", f"{row['train_cpu_seconds']:.0f}"]
         table.append([method, *aurocs, mean, aupro, f"{row['fpr']:.1%}", *costs, row["budget"]])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in table)

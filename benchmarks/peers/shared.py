@@ -55,4 +55,12 @@ class Peer:
         return found.pred_score.flatten(), found.anomaly_map[:, 0]
 
     def tensors(self) -> Iterable[Tensor]:
-        return chain(self.model.parameters(), self.model.buffers())
+        """The model's, with timm's network, which is what is shipped, in place of its lean copy."""
+        lean = {id(tensor) for tensor in _tensors(self.images.network)}
+        own = [tensor for tensor in _tensors(self.model) if id(tensor) not in lean]
+        has_backbone = len(own) < len(list(_tensors(self.model)))
+        return chain(own, _tensors(self.images.backbone.network) if has_backbone else ())
+
+
+def _tensors(module: nn.Module) -> Iterable[Tensor]:
+    return chain(module.parameters(), module.buffers())
