@@ -56,10 +56,10 @@ def reduced(line: ProductLine, size: int | None, draw: int) -> ProductLine:
     """The line with `size` random training images left, in a workplace of its own; everything else stays. Its features
     are still to be extracted."""
     rows = line.manifest.rows()
-    trained = [row["image_id"] for row in rows if row["split"] == "train"]
-    if size is None or size >= len(trained):
+    images = [row["image_id"] for row in rows if row["split"] == "train"]
+    if size is None or size >= len(images):
         return line
-    dropped = set(np.random.default_rng(draw).permutation(trained)[size:].tolist())
+    dropped = set(np.random.default_rng(draw).permutation(images)[size:].tolist())
     place = PLACE / "small" / f"{line.name}-{size}-{draw}"
     with replacing(place / "params.yaml") as draft:
         shutil.copyfile(line.place / "params.yaml", draft)

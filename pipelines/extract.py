@@ -53,7 +53,8 @@ def _extract_output(
     line: str, output: str, manifest: Manifest, job: Job, prepared: PrepareParams, settings: RunSettings
 ) -> None:
     started = time.perf_counter()
-    rows = with_copies(manifest.rows(*OUTPUTS[output]), job.params.augment)
+    photographs = manifest.rows(*OUTPUTS[output])
+    rows = with_copies(photographs, job.params.augment)
     work = settings.work / "extract" / line / output
     facts = {
         "line": line,
@@ -68,11 +69,11 @@ def _extract_output(
             bar.advance(bar.task_ids[0], timing.images + timing.cached + timing.rejected)
 
         done = extract(rows, work, job, facts, ray_extract.compute_with(settings), on_timing)
-    share = done.rejected.num_rows / len(rows)
+    share = done.rejected.num_rows / len(photographs)
     if share > prepared.max_rejected_fraction:
         first = done.rejected.to_pylist()[0]
         raise WTFlowError(
-            f"data/raw/{line}: {done.rejected.num_rows} of {len(rows)} images could not be read again, first "
+            f"data/raw/{line}: {done.rejected.num_rows} of {len(photographs)} images could not be read again, first "
             f"{first['path']} ({first['reason']}: {first['detail']}). "
             f"Restore the images (dvc checkout), or type: dvc repro prepare@{line}"
         )

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -36,9 +37,9 @@ def workspace(tiny_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return tmp_path
 
 
-def configure(folder: Path, max_rejected_fraction: float = 0.0) -> None:
+def configure(folder: Path, max_rejected_fraction: float = 0.0, **changes: Any) -> None:
     prepare = PREPARE | {"max_rejected_fraction": max_rejected_fraction}
-    params = {"prepare": prepare, "extract": EXTRACT, "lines": {LINE: {stage: {} for stage in STAGES}}}
+    params = {"prepare": prepare, "extract": EXTRACT | changes, "lines": {LINE: {stage: {} for stage in STAGES}}}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
 
 
@@ -58,6 +59,21 @@ def test_every_image_is_in_the_features_or_among_the_rejected(workspace: Path) -
             {"path": gone[splits], "line": LINE, "reason": "unreadable"}
         ]
         assert len(shards) + rejected.num_rows == len(manifest.rows(*splits))
+
+
+def test_copies_do_not_make_the_share_of_the_rejected_smaller(workspace: Path) -> None:
+    manifest = Manifest.read(Path(f"data/prepared/{LINE}/manifest.parquet"))
+    photographs = manifest.rows(*extract.OUTPUTS["fit"])
+    lost = next(row for row in photographs if row["split"] == "train")
+    (workspace / "data/raw" / LINE / lost["path"]).unlink()
+    configure(workspace, augment={"below": 1000, "copies": 2})
+    with pytest.raises(WTFlowError, match=f"1 of {len(photographs)} images could not be read again"):
+        extract.main(LINE)
+    configure(workspace, 0.1, augment={"below": 1000, "copies": 2})
+    extract.main(LINE)
+    shards = FeatureShards.open(Path(f"data/features/{LINE}/fit"))
+    assert len(shards.rows(split="train")) == len(manifest.rows("train")) - 1
+    assert len(shards.rows(split="copy")) == 2 * len(shards.rows(split="train"))
 
 
 def test_a_second_line_and_pulled_features_cost_no_inference(
