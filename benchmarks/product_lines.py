@@ -1,9 +1,11 @@
 """The lines that benchmarks measure on: those of params.yaml, and magnetic-tile where its images are at hand."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -105,14 +107,20 @@ def tile_line() -> ProductLine:
     return line
 
 
-def laid_over(line: ProductLine, preset: str) -> ProductLine:
-    """The line with a preset's settings, its features in a workplace of their own; they are still to be extracted."""
-    params, place = read_params(line.place / "params.yaml"), PLACE / "presets" / preset / line.name
-    sections = with_preset(params["lines"][line.name], read_presets(), preset)
+def moved(line: ProductLine, place: Path, params: Mapping[str, Any], manifest: Manifest) -> ProductLine:
+    """The line in a workplace of its own, with these settings and images. Its features are still to be extracted."""
     with replacing(place / "params.yaml") as draft:
-        draft.write_text(yaml.safe_dump({**params, "fetch": {}, "lines": {line.name: sections}}, sort_keys=False))
-    line.manifest.write(place / f"data/prepared/{line.name}/manifest.parquet")
+        draft.write_text(yaml.safe_dump({**params, "fetch": {}}, sort_keys=False))
+    manifest.write(place / f"data/prepared/{line.name}/manifest.parquet")
     return ProductLine(line.name, place, line.raw)
+
+
+def laid_over(line: ProductLine, preset: str) -> ProductLine:
+    """The line with a preset's settings."""
+    params = read_params(line.place / "params.yaml")
+    sections = with_preset(params["lines"][line.name], read_presets(), preset)
+    place = PLACE / "presets" / preset / line.name
+    return moved(line, place, {**params, "lines": {line.name: sections}}, line.manifest)
 
 
 def extract_features(line: ProductLine) -> None:

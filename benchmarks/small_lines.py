@@ -5,7 +5,6 @@ and all settings are those of params.yaml: a line as small as that trains on cop
 `make repro` brings the features. What was measured is kept in .wtflow/bench/small_lines.
 """
 
-import shutil
 import statistics
 from dataclasses import replace
 from typing import Any
@@ -16,9 +15,10 @@ from rich.console import Console
 from benchmarks import neighbours
 from benchmarks.contest.methods import preset
 from benchmarks.contest.trial import key
-from benchmarks.product_lines import PLACE, ProductLine, extract_features, image_auroc, product_lines, trained
+from benchmarks.product_lines import PLACE, ProductLine, extract_features, image_auroc, moved, product_lines, trained
 from benchmarks.report import Claim, at_least, parse_no_arguments, publish
-from wtflow.artefact import read_json, replacing, write_json
+from pipelines.lines import read_params
+from wtflow.artefact import read_json, write_json
 from wtflow.batches import READ_AT_ONCE
 from wtflow.data.manifest import Manifest
 from wtflow.scoring.metrics import auroc
@@ -53,20 +53,16 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
 
 
 def reduced(line: ProductLine, size: int | None, draw: int) -> ProductLine:
-    """The line with `size` random training images left, in a workplace of its own; everything else stays. Its features
-    are still to be extracted."""
+    """The line with `size` random training images left, in a workplace of its own; everything else stays."""
     rows = line.manifest.rows()
     images = [row["image_id"] for row in rows if row["split"] == "train"]
     if size is None or size >= len(images):
         return line
     dropped = set(np.random.default_rng(draw).permutation(images)[size:].tolist())
-    place = PLACE / "small" / f"{line.name}-{size}-{draw}"
-    with replacing(place / "params.yaml") as draft:
-        shutil.copyfile(line.place / "params.yaml", draft)
     left = [row for row in rows if row["image_id"] not in dropped]
     manifest = Manifest.of_rows(left, line.name, line.manifest.data_version)
-    manifest.write(place / f"data/prepared/{line.name}/manifest.parquet")
-    return ProductLine(line.name, place, line.raw)
+    place = PLACE / "small" / f"{line.name}-{size}-{draw}"
+    return moved(line, place, read_params(line.place / "params.yaml"), manifest)
 
 
 def _row(line: ProductLine, size: int | None) -> dict[str, Any]:

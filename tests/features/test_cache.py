@@ -13,11 +13,14 @@ from tests.tiny_line import PREPARE, extract_params
 from wtflow.data.images import ImageLimits, decode, preprocess
 from wtflow.data.shards import FORMAT, FeatureShards
 from wtflow.errors import WTFlowError
+from wtflow.features.augment import AugmentParams, varied
 from wtflow.features.backbone import build_backbone
 from wtflow.features.cache import FeatureCache, Place, Shelf, fill
 
 PIXELS = "012bb7359ee2128e2ca8de37ade64da98823831844e8e1f1d611d945f86bd638"
 """SHA-256 over what `decode` and `preprocess` make of the tiny line's photographs at 48 x 56."""
+COPIES = "d7ca2c398f2902397717108abc51b0350131446ac7c87e2b0cd85cf67bca5ebf"
+"""The same for a copy of each, as `varied` makes them."""
 
 
 @pytest.fixture
@@ -31,12 +34,14 @@ def maps(*values: float) -> dict[str, torch.Tensor]:
 
 def test_the_pixels_are_those_that_the_cache_has_features_of(tiny_raw: Path) -> None:
     """A cached image is not decoded again: other pixels need another key."""
-    total = hashlib.sha256()
+    total, copies = hashlib.sha256(), hashlib.sha256()
     for path in sorted((tiny_raw / "images").iterdir()):
         picture = decode(path.read_bytes(), ImageLimits.parse(PREPARE["limits"], "tests"))
         total.update(np.ascontiguousarray(preprocess(picture, (48, 56))).tobytes())
-    assert (total.hexdigest(), FORMAT) == (PIXELS, 2), (
-        "decoder or resizer (or Pillow's) give other pixels: raise FORMAT in wtflow/data/shards.py, then note both here"
+        copy = varied(picture, {"image_id": f"{path.name}~0"}, AugmentParams())
+        copies.update(np.ascontiguousarray(preprocess(copy, (48, 56))).tobytes())
+    assert (total.hexdigest(), copies.hexdigest(), FORMAT) == (PIXELS, COPIES, 2), (
+        "decoder, resizer or copies (or Pillow) give other pixels: raise FORMAT of wtflow.data.shards, note it here"
     )
 
 
