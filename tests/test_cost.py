@@ -30,13 +30,12 @@ def detector() -> Detector:
 
 
 def test_the_heads_operations_are_those_of_its_matrices(detector: Detector) -> None:
-    """Resizing, whitening with the field's first layer, the rest of the field; what depends on the time alone was
-    worked out when it was frozen."""
+    """Whitening with the field's first layer, the rest of the field, whose last layer reaches no more axes than it is
+    wide; what depends on the time alone was worked out when it was frozen."""
     places = MAP_SIZE[0] * MAP_SIZE[1]
-    resizing = CHANNELS * places * sum(MAP_SIZE)
     whitening = places * CHANNELS * (COMPONENTS + WIDTH)
-    field = places * (COMPONENTS * WIDTH + DEPTH * 2 * WIDTH * 2 * WIDTH)
-    assert cost.multiply_accumulates(detector).head == resizing + whitening + field
+    field = places * (WIDTH * min(WIDTH, COMPONENTS) + DEPTH * 2 * WIDTH * 2 * WIDTH)
+    assert cost.multiply_accumulates(detector).head == whitening + field
 
 
 def test_the_backbones_operations_grow_with_the_image(detector: Detector) -> None:

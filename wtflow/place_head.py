@@ -4,7 +4,8 @@
 
 z are a place's fused channels; t, u and the weights are fixed. So x0 and the field's first layer are one product of z,
 a level coarser than the map is multiplied before it is enlarged, norms' weights and time biases go into the matrix
-behind them, and y comes in units in which e is its square.
+behind them, and y comes in units in which e is its square. That is the same from any axes: y is turned (leave = Q R) so
+that a field narrower than y reaches no more of its channels than it has itself.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ class PlaceHead(nn.Module):
 
     mixer_KD: Tensor
     bias_HWK: Tensor
-    leave_bC: Tensor
+    leave_bA: Tensor
+    """A: the axes of y that the field reaches, its first ones."""
 
     @torch.no_grad()
     def __init__(self, fusion: Fusion, field: LocationNet, step: float, t: float, usual_C: Tensor) -> None:
@@ -33,22 +35,26 @@ class PlaceHead(nn.Module):
         unit_C = (0.5 / (len(usual_C) * usual_C)).sqrt()
         enter_bC = (1 - t) * field.enter.weight
         first_Nb = field.place + field.enter.bias + enter_bC @ fusion.offset_C
-        rest_NC = (unit_C * (fusion.offset_C + step * field.leave.bias)).expand(len(first_Nb), -1)
+        leave_Cb = step * unit_C[:, None] * field.leave.weight
+        turn_CC, leave_Ab = (factor.float() for factor in torch.linalg.qr(leave_Cb.double(), mode="complete"))
+        leave_Ab = leave_Ab[: field.width]
+        rest_NC = ((unit_C * (fusion.offset_C + step * field.leave.bias)) @ turn_CC).expand(len(first_Nb), -1)
         whitener_CD = fusion.whitener_CD
-        self.register_buffer("mixer_KD", torch.cat([unit_C[:, None] * whitener_CD, enter_bC @ whitener_CD]))
+        turned_CD = turn_CC.T @ (unit_C[:, None] * whitener_CD)
+        self.register_buffer("mixer_KD", torch.cat([turned_CD, enter_bC @ whitener_CD]))
         self.register_buffer("bias_HWK", torch.cat([rest_NC, first_Nb], dim=1).view(*fusion.size, -1))
-        self.register_buffer("leave_bC", (step * unit_C[:, None] * field.leave.weight).T.contiguous())
+        self.register_buffer("leave_bA", leave_Ab.T.contiguous())
+        self.channels = len(turn_CC)
         time_1T = time_embedding(field.place.new_full((1,), t), field.width)
         self.blocks = nn.ModuleList(_FixedBlock(cast(LocationBlock, block), time_1T) for block in field.blocks)
 
     def forward(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
         """`wtflow.scoring.density.energy` of the features of any batch."""
         mixed_MK = self.fusion.mixed(levels, self.mixer_KD, self.bias_HWK).flatten(0, 2)
-        channels = self.leave_bC.shape[1]
-        y_MC, h_Mb = mixed_MK[:, :channels], mixed_MK[:, channels:].contiguous()
+        y_MC, h_Mb = mixed_MK[:, : self.channels], mixed_MK[:, self.channels :].contiguous()
         for block in self.blocks:
             block(h_Mb)
-        y_MC.addmm_(h_Mb, self.leave_bC)
+        y_MC[:, : self.leave_bA.shape[1]].addmm_(h_Mb, self.leave_bA)
         energy_M: Tensor = torch.linalg.vecdot(y_MC, y_MC)
         return energy_M.view(-1, *self.fusion.size)
 

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from wtflow.errors import WTFlowError
-from wtflow.features.fusion import Fusion, FusionParams, build_fusion, resizing
+from wtflow.features.fusion import Fusion, FusionParams, build_fusion
 
 
 def levels(count: int = 3) -> dict[int, torch.Tensor]:
@@ -121,14 +121,17 @@ def test_a_level_that_was_not_extracted_is_named() -> None:
 
 @pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize(("before", "after"), [((32, 32), (32, 32)), ((16, 12), (32, 30)), ((31, 32), (15, 16))])
-def test_a_matrix_an_axis_is_the_mean_and_the_resizing_of_torch(
+def test_maps_are_smoothed_and_brought_to_size_as_torch_does_with_channels_first(
     before: tuple[int, int], after: tuple[int, int], smooth: bool
 ) -> None:
-    map_BCHW = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    wanted = F.avg_pool2d(map_BCHW, 3, 1, 1, count_include_pad=False) if smooth else map_BCHW
+    map_BCHW = torch.randn(2, 3, *before, generator=torch.Generator().manual_seed(0))
+    wanted = map_BCHW.double()
+    if smooth:
+        wanted = F.avg_pool2d(wanted, 3, 1, 1, count_include_pad=False)
     if before > after:
         wanted = F.adaptive_avg_pool2d(wanted, after)
     elif before < after:
         wanted = F.interpolate(wanted, after, mode="bilinear", align_corners=False)
-    rows, columns = (resizing(b, a, smooth, map_BCHW.device) for b, a in zip(before, after, strict=True))
-    torch.testing.assert_close(rows.double() @ map_BCHW @ columns.double().T, wanted, rtol=0, atol=1e-6)
+    params = FusionParams(levels=(2,), stride=8, smooth=smooth, norm="layer", components=3)
+    found = Fusion(params, 3, after).fuse({2: map_BCHW})
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=5e-6)

@@ -2,13 +2,12 @@
 
 {level: B x C_l x H_l x W_l} --3x3 mean, to one size--> --concatenate--> B x D x H x W --normalise--> x0_BCHW
 
-The mean and the resizing are linear and work on rows and columns apart, so both are one matrix an axis: A map_HW A'.
 Inside, a place's channels lie side by side (B x H x W x D), which is what products with matrices want.
 """
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import cache, reduce
+from functools import reduce
 from typing import Annotated, Literal
 
 import torch
@@ -64,7 +63,7 @@ class Fusion(nn.Module):
 
     def fuse(self, levels: Mapping[int, Tensor]) -> FeatureMap:
         """Levels brought to one size and concatenated: B x D x H x W, not yet normalised over the training split."""
-        maps = [self._resized(self._read(levels[level])) for level in self.params.levels]
+        maps = [self._to_size(self._read(levels[level])) for level in self.params.levels]
         return torch.cat(maps, dim=3).permute(0, 3, 1, 2)
 
     def mixed(self, levels: Mapping[int, Tensor], mixer_KD: Tensor, added: Tensor) -> Tensor:
@@ -78,13 +77,13 @@ class Fusion(nn.Module):
         for map_BYXD, piece_KD in zip(maps, mixers, strict=True):
             is_coarse = map_BYXD.shape[1:3].numel() < math.prod(self.size)
             (coarse if is_coarse else fine).append((map_BYXD, piece_KD))
-        enlarged = [self._resized(F.linear(map_BYXD, piece_KD)) for map_BYXD, piece_KD in coarse]
+        enlarged = [self._to_size(F.linear(map_BYXD, piece_KD)) for map_BYXD, piece_KD in coarse]
         total_BHWK = (
             reduce(Tensor.add_, enlarged) if coarse else added.new_zeros(len(maps[0]), *self.size, len(mixer_KD))
         )
         total_BHWK.add_(added)
         for map_BYXD, piece_KD in fine:  # added up by the product itself
-            total_BHWK.view(-1, len(mixer_KD)).addmm_(self._resized(map_BYXD).flatten(0, 2), piece_KD.T)
+            total_BHWK.view(-1, len(mixer_KD)).addmm_(self._to_size(map_BYXD).flatten(0, 2), piece_KD.T)
         return total_BHWK
 
     def forward(self, levels: Mapping[int, Tensor]) -> FeatureMap:
@@ -97,19 +96,23 @@ class Fusion(nn.Module):
         return (x_BDHW - self.mean_D11) / self.std_D11
 
     def _read(self, map_BDYX: Tensor) -> Tensor:
-        """A level's map as B x Y x X x D; for `whiten`, each image's to mean 0, variance 1."""
+        """A level's map as B x Y x X x D: for `whiten` each image's to mean 0, variance 1; then the mean over 3 x 3."""
         map_BYXD = map_BDYX.permute(0, 2, 3, 1).to(torch.float32, memory_format=torch.contiguous_format)
-        return F.layer_norm(map_BYXD, map_BYXD.shape[1:], eps=1e-5) if self.params.norm == "whiten" else map_BYXD
+        if self.params.norm == "whiten":
+            map_BYXD = F.layer_norm(map_BYXD, map_BYXD.shape[1:], eps=1e-5)
+        if self.params.smooth:
+            map_BDYX = F.avg_pool2d(map_BYXD.permute(0, 3, 1, 2), 3, stride=1, padding=1, count_include_pad=False)
+            map_BYXD = map_BDYX.permute(0, 2, 3, 1).contiguous()
+        return map_BYXD
 
-    def _resized(self, map_BYXD: Tensor) -> Tensor:
-        """B x H x W x D."""
-        batch, height, width, channels = map_BYXD.shape
-        rows, columns = (
-            resizing(before, after, self.params.smooth, map_BYXD.device)
-            for before, after in zip((height, width), self.size, strict=True)
-        )
-        map_BHF = rows @ map_BYXD.view(batch, height, width * channels)
-        return (columns @ map_BHF.view(-1, width, channels)).view(batch, *self.size, channels)
+    def _to_size(self, map_BYXD: Tensor) -> Tensor:
+        """B x H x W x D: the mean of places that fall together, or the line between neighbours (edges aligned)."""
+        map_BDYX = map_BYXD.permute(0, 3, 1, 2)
+        if map_BYXD.shape[1:3].numel() < math.prod(self.size):
+            map_BDYX = F.interpolate(map_BDYX, self.size, mode="bilinear", align_corners=False)
+        elif map_BYXD.shape[1:3] != self.size:
+            map_BDYX = F.adaptive_avg_pool2d(map_BDYX, self.size)
+        return map_BDYX.permute(0, 2, 3, 1).contiguous()
 
     @torch.no_grad()
     def learn_statistics(self, batches: Iterable[Mapping[int, Tensor]]) -> None:
@@ -136,21 +139,6 @@ class Fusion(nn.Module):
         whitener_CD = (vectors_DD * scale_D)[:, -self.channels :].T / std_D
         self.whitener_CD.copy_(whitener_CD)
         self.offset_C.copy_(-whitener_CD @ mean_D)
-
-
-@cache
-@torch.inference_mode(False)
-def resizing(before: int, after: int, smooth: bool, device: torch.device) -> Tensor:
-    """after x before: the mean over three places (two at an edge) if `smooth`; then the mean of those that fall
-    together, or the line between neighbours, pictures' edges aligned."""
-    matrix = torch.eye(before, dtype=torch.float64)[None]
-    if smooth:
-        matrix = F.avg_pool1d(matrix, 3, stride=1, padding=1, count_include_pad=False)
-    if before > after:
-        matrix = F.adaptive_avg_pool1d(matrix, after)
-    elif before < after:
-        matrix = F.interpolate(matrix, after, mode="linear", align_corners=False)
-    return matrix[0].T.float().contiguous().to(device)
 
 
 def build_fusion(params: FusionParams, levels: Mapping[int, Tensor], image_size: tuple[int, int]) -> Fusion:
