@@ -6,6 +6,7 @@
 Uncertain images are scored, and counted by themselves: no headline figure knows them.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,8 @@ class PixelEvaluation:
     left_out: int
     """Anomalous images without one: where they are defective is not known."""
     spro_05: float | None = None
-    """Area under sPRO up to an FPR of 0.05; None where masks are not drawn region by region."""
+    """Area under sPRO up to an FPR of 0.05, the mean over the kinds of defect, each with all normal images, as the
+    evaluation code of MVTec LOCO AD does; None where masks are not drawn region by region."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ def evaluate_pixels(
     An anomalous image whose mask is missing or marks nothing is left out, and counted. Without any mask all
     figures are None. sPRO is there if any mask is a folder of regions.
     """
-    pixels, spro, masked, left_out = PixelMetrics(), PixelMetrics(), 0, 0
+    pixels, good, masked, left_out = PixelMetrics(), PixelMetrics(), 0, 0
+    by_defect: defaultdict[str, PixelMetrics] = defaultdict(PixelMetrics)
     by_region = any(image.mask_path and (raw / image.mask_path).is_dir() for image in images)
     saturations = read_saturations(raw) if by_region and (raw / SATURATIONS).is_file() else {}
     for image in images:
@@ -188,8 +191,9 @@ def evaluate_pixels(
             anomaly_map = enlarged(image.verdict.anomaly_map, resolution)
             pixels.add(anomaly_map, mask)
             if by_region:
-                spro.add_regions(anomaly_map, regions)
-    return PixelEvaluation(pixels.result(), resolution, masked, left_out, spro.result().aupro_05)
+                (good if image.label == "normal" else by_defect[image.defect]).add_regions(anomaly_map, regions)
+    areas = [area for one in by_defect.values() if (area := (good + one).result().aupro_05) is not None]
+    return PixelEvaluation(pixels.result(), resolution, masked, left_out, float(np.mean(areas)) if areas else None)
 
 
 def enlarged(map_HW: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -1,6 +1,8 @@
 """The HTTP contract. Knows neither Ray nor the registry: give it a `ScoringService`."""
 
+import asyncio
 import logging
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
@@ -10,7 +12,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.refusal import Refusal, internal, not_ready, too_many_bytes, unsupported_content_type
+from serving.refusal import (
+    Refusal,
+    internal,
+    not_ready,
+    overloaded,
+    slow_body,
+    too_many_bytes,
+    unsupported_content_type,
+)
 from serving.schema import Alive, ErrorReply, LineInfo, LineList, Ready, ScoreQuery, ScoreReply
 from serving.service import ScoringService
 
@@ -21,6 +31,7 @@ UNTOLD_TYPES = ("", "application/octet-stream", "application/x-www-form-urlencod
 """Content types that say nothing: the last is what `curl --data-binary` sends unless told otherwise."""
 DESCRIPTION = {
     404: "No such line; the remedy lists the known ones.",
+    408: "The body did not come in time.",
     413: "Too many bytes or too many pixels.",
     415: "Not an image, an unsupported format, or a Content-Type that is not an image's.",
     422: "No image, a truncated one, one too small, or a query parameter that is not known.",
@@ -41,7 +52,19 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": ErrorReply, "description": DESCRIPTION[status]} for status in statuses}
 
 
-def create_app(service: ScoringService, max_body_bytes: int = 32 * 1024 * 1024) -> FastAPI:
+@dataclass(frozen=True)
+class BodyLimits:
+    """What a request may take of the process that reads it."""
+
+    most_bytes: int = 32 * 1024 * 1024
+    """Longest body."""
+    seconds: float = 30.0
+    """For the whole body to come."""
+    at_once: int = 256
+    """Requests that are read or scored at a time; further ones are told 503, so that probes are answered."""
+
+
+def create_app(service: ScoringService, limits: BodyLimits | None = None) -> FastAPI:
     """The application over `service`. Every reply that is not 2xx has the body of `ErrorReply`."""
     app = FastAPI(
         title="WT-Flow",
@@ -50,7 +73,7 @@ def create_app(service: ScoringService, max_body_bytes: int = 32 * 1024 * 1024) 
         responses={"default": {"model": ErrorReply, "description": "Any other refusal."}},
     )
     _add_health(app, service)
-    _add_lines(app, service, max_body_bytes)
+    _add_lines(app, service, limits or BodyLimits())
     _add_errors(app)
     return app
 
@@ -69,7 +92,9 @@ def _add_health(app: FastAPI, service: ScoringService) -> None:
         return Ready(lines=list(lines))
 
 
-def _add_lines(app: FastAPI, service: ScoringService, max_body_bytes: int) -> None:
+def _add_lines(app: FastAPI, service: ScoringService, limits: BodyLimits) -> None:
+    at_once = asyncio.Semaphore(limits.at_once)
+
     @app.get("/v1/lines", tags=["lines"], summary="Every line and the model it is served with")
     async def lines() -> LineList:
         found = await service.lines()
@@ -87,12 +112,18 @@ def _add_lines(app: FastAPI, service: ScoringService, max_body_bytes: int) -> No
         tags=["score"],
         summary="Score one photograph",
         openapi_extra=SCORE_BODY,
-        responses=_errors(404, 413, 415, 422, 500, 503),
+        responses=_errors(404, 408, 413, 415, 422, 500, 503),
     )
     async def score(line: str, request: Request, query: Annotated[ScoreQuery, Query()]) -> ScoreReply:
         service.require(line)
-        image = await _image_bytes(request, max_body_bytes)
-        return await service.score(line, image, heatmap=query.heatmap is not None)
+        if at_once.locked():
+            raise overloaded(line)
+        async with at_once:
+            try:
+                image = await asyncio.wait_for(_image_bytes(request, limits.most_bytes), limits.seconds)
+            except TimeoutError:
+                raise slow_body(limits.seconds) from None
+            return await service.score(line, image, heatmap=query.heatmap is not None)
 
 
 async def _image_bytes(request: Request, limit: int) -> bytes:

@@ -159,16 +159,21 @@ def _cause(message: str) -> str:
 
 def _announce(champions: Sequence[Champion], settings: ServeSettings) -> None:
     """Ask the service what it serves, over HTTP, and print it with a command a line."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     url = f"http://{host}:{settings.port}"
-    reply = httpx.get(f"{url}/v1/lines", timeout=settings.reply_timeout_s)
-    reply.raise_for_status()
-    served = {info.line: info for info in LineList.model_validate_json(reply.content).lines}
     typer.echo(f"\nWT-Flow listens on {url} (contract: {url}/docs). Ctrl-C stops it.")
+    try:  # not through a proxy: this is the same machine
+        reply = httpx.get(f"{url}/v1/lines", timeout=settings.reply_timeout_s, trust_env=False).raise_for_status()
+        served = {info.line: info for info in LineList.model_validate_json(reply.content).lines}
+    except httpx.HTTPError as error:
+        typer.echo(f"it does not tell its lines yet ({error!r}); ask {url}/v1/lines", err=True)
+        return
     for champion in champions:
-        info = served[champion.line]
-        typer.echo(f"\n{info.line}: version {info.model_version}, bundle {info.bundle_digest[:12]}")
-        typer.echo(f"  {curl(url, info.line, sample_image(champion))}")
+        if info := served.get(champion.line):
+            typer.echo(f"\n{info.line}: version {info.model_version}, bundle {info.bundle_digest[:12]}")
+            typer.echo(f"  {curl(url, info.line, sample_image(champion))}")
+        else:
+            typer.echo(f"\n{champion.line}: does not answer yet; ask {url}/readyz", err=True)
 
 
 if __name__ == "__main__":

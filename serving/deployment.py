@@ -18,7 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from serving import resolve
-from serving.api import create_app
+from serving.api import BodyLimits, create_app
 from serving.refusal import Refusal, not_ready, overloaded
 from serving.resolve import Champion
 from serving.schema import LineInfo, ScoreReply
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from wtflow.detector import Verdict
 
 logger = logging.getLogger("ray.serve")
+PROBES = 64
+"""Requests that the gateway takes beyond those that it scores: for health, and to be told that it is overloaded."""
 
 
 class LineReplica:
@@ -100,13 +102,14 @@ class RemoteScorer:
 class Gateway:
     """The HTTP contract over the handles of all lines. Holds no model."""
 
-    def __init__(self, lines: Mapping[str, DeploymentHandle], settings: ServeSettings) -> None:
+    def __init__(self, lines: Mapping[str, DeploymentHandle], settings: ServeSettings, at_once: int) -> None:
         self._lines, self._settings = lines, settings
+        self._limits = BodyLimits(settings.max_body_bytes, settings.body_timeout_s, at_once)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         scorers = {line: RemoteScorer(line, handle) for line, handle in self._lines.items()}
         service = ScoringService(scorers, self._settings.reply_timeout_s)
-        return create_app(service, self._settings.max_body_bytes)
+        return create_app(service, self._limits)
 
 
 def build_application(champions: Sequence[Champion], settings: ServeSettings) -> serve.Application:
@@ -128,11 +131,11 @@ def build_application(champions: Sequence[Champion], settings: ServeSettings) ->
     most = len(lines) * (settings.replicas * ongoing + settings.max_queued)
     gateway = serve.deployment(serve.ingress()(Gateway)).options(
         name="gateway",
-        max_ongoing_requests=most,
+        max_ongoing_requests=most + PROBES,
         graceful_shutdown_wait_loop_s=0.5,
         ray_actor_options={"num_cpus": 0},
     )
-    return gateway.bind(lines, settings)
+    return gateway.bind(lines, settings, most)
 
 
 def build_champions(args: Mapping[str, str]) -> serve.Application:

@@ -69,6 +69,14 @@ def too_many_bytes(limit: int) -> Refusal:
     return Refusal(413, "too_many_bytes", message, IMAGE_REMEDY["too_many_bytes"])
 
 
+def slow_body(seconds: float) -> Refusal:
+    """408: the body did not come in time."""
+    message = f"the whole body was not here after {seconds:g} s"
+    return Refusal(
+        408, "slow_body", message, "Send it again, smaller or over a faster line; WTFLOW_SERVE_BODY_TIMEOUT_S."
+    )
+
+
 def unsupported_content_type(found: str) -> Refusal:
     """415: the body is declared to be something that is not the bytes of one image."""
     message = f"Content-Type {found!r} is not the bytes of an image"

@@ -34,6 +34,8 @@ class ServeSettings(BaseSettings):
     """Requests that wait for a line before further ones are told 503 `overloaded`."""
     max_body_bytes: Count = 32 * 1024 * 1024
     """Longest request body. A line's own `limits.max_bytes` holds too."""
+    body_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """A request whose body is not here by then is told 408 `slow_body`."""
     reply_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     """A line that has not answered by then is reported as 503 `line_not_ready`."""
 

@@ -9,6 +9,7 @@ from wtflow.bundle import load_bundle
 from wtflow.data.images import decode
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Detector
+from wtflow.errors import WTFlowError
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,14 @@ def test_maps_are_energies_of_the_places(detector: Detector, pictures: list[Imag
     assert verdict.anomaly_map.dtype == np.float32
     assert verdict.anomaly_map.min() >= 0
     assert verdict.score <= verdict.anomaly_map.max() + 1e-6  # a mean of interpolated places
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_score_that_is_no_number_is_no_verdict(detector: Detector, tiny_test: FeatureShards, value: float) -> None:
+    levels = tiny_test.batch([0])
+    next(iter(levels.values()))[0, 0, 0, 0] = value
+    with pytest.raises(WTFlowError, match="score is not finite"):
+        detector.verdicts_of_features(levels)
 
 
 def test_no_pictures_no_verdicts(detector: Detector) -> None:

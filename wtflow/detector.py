@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wtflow.data.images import ImageLimits, preprocess
+from wtflow.errors import WTFlowError
 from wtflow.features.backbone import Backbone
 from wtflow.features.fusion import Fusion
 from wtflow.flow.coupling import CouplingParams, build_coupling, step_size
@@ -131,6 +132,10 @@ class Detector:
         device = self.backbone.device
         map_BHW, score_B = self.scorer({level: maps.to(device) for level, maps in levels.items()})
         scores = score_B.double().cpu().numpy()
+        if not np.isfinite(scores).all():
+            raise WTFlowError(
+                "a score is not finite: the photograph's features are beyond float16. Is it a photograph?"
+            )
         threshold, p_values = self.calibration.threshold, self.calibration.p_value(scores)
         return [
             Verdict(

@@ -199,6 +199,22 @@ def test_masks_of_regions_are_united_for_pixel_figures_and_saturate_for_spro(tmp
     assert (found.masked, found.left_out) == (1, 0)
 
 
+def test_spro_is_the_mean_over_the_kinds_of_defect(tmp_path: Path) -> None:
+    """One kind that is found and one that is not: each with the good images, not all regions together."""
+    images = loco(tmp_path, None)
+    anomalous = next(image for image in images if image.label == "anomalous")
+    (good,) = (image for image in images if image.label == "normal")
+    blind = replace(
+        anomalous, defect="other", verdict=replace(anomalous.verdict, anomaly_map=np.zeros((4, 4), np.float32))
+    )
+    kinds = [[anomalous, anomalous], [blind]]
+    alone = [evaluate_pixels([*one, good], tmp_path, (32, 64), LIMITS).spro_05 for one in kinds]
+    together = evaluate_pixels([*kinds[0], *kinds[1], good], tmp_path, (32, 64), LIMITS).spro_05
+    assert None not in alone
+    assert alone[0] != alone[1]
+    assert together == pytest.approx(np.mean([one for one in alone if one is not None]))
+
+
 def test_a_saturation_is_the_same_share_at_every_resolution(tmp_path: Path) -> None:
     images = loco(tmp_path, [kind(255, 256, False), kind(254, 1000, False)])
     saturations = read_saturations(tmp_path)

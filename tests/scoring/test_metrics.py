@@ -446,6 +446,8 @@ def test_an_image_without_regions_is_a_good_one() -> None:
 
 def test_saturations_of_both_kinds() -> None:
     assert saturation_area(400, 0.5, relative=True) == 200
+    assert saturation_area(11, 0.5, relative=True) == 5
+    assert saturation_area(1, 0.5, relative=True) == 1
     assert saturation_area(400, 300, relative=False) == 300
     assert saturation_area(400, 1000, relative=False) == 400
 

@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-from serving.api import IMAGE_TYPES, create_app
+from serving.api import IMAGE_TYPES, BodyLimits, create_app
 from serving.schema import LineInfo, ScoreReply
 from serving.scorer import LineScorer, LoadedLine
 from serving.service import Scorer, ScoringService
@@ -29,7 +29,7 @@ MAX_BODY = 2_000_000
 
 
 def app_over(scorers: dict[str, Scorer], **timeouts: float) -> FastAPI:
-    return create_app(ScoringService(scorers, **timeouts), MAX_BODY)
+    return create_app(ScoringService(scorers, **timeouts), BodyLimits(MAX_BODY))
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +345,7 @@ def test_openapi_tells_the_truth(app: FastAPI) -> None:
     assert all(
         kind["schema"] == {"type": "string", "format": "binary"} for kind in score["requestBody"]["content"].values()
     )
-    assert set(score["responses"]) == {"200", "404", "413", "415", "422", "500", "503", "default"}
+    assert set(score["responses"]) == {"200", "404", "408", "413", "415", "422", "500", "503", "default"}
     for status, response in score["responses"].items():
         name = "ScoreReply" if status == "200" else "ErrorReply"
         assert response["content"]["application/json"]["schema"]["$ref"].endswith(f"/{name}")
@@ -355,3 +355,33 @@ def test_openapi_tells_the_truth(app: FastAPI) -> None:
     docs = send(app, "GET", "/docs")
     assert docs.status_code == 200
     assert "/openapi.json" in docs.text
+
+
+async def _dripping(count: int, pause: float) -> AsyncIterator[bytes]:
+    for _ in range(count):
+        yield b"x"
+        await asyncio.sleep(pause)
+
+
+def test_a_body_that_does_not_come_is_given_up_and_probes_are_answered_meanwhile(
+    loaded: dict[str, LoadedLine],
+) -> None:
+    """Two slow clients fill the service; a third is told so at once, and health does not wait for them."""
+    service = ScoringService({line: LineScorer(one) for line, one in loaded.items()})
+    app = create_app(service, BodyLimits(MAX_BODY, seconds=2, at_once=2))
+
+    async def replies() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            slow = [asyncio.ensure_future(client.post(SCORE, content=_dripping(200, 0.1))) for _ in range(2)]
+            await asyncio.sleep(0.1)
+            refused, health = await client.post(SCORE, content=PHOTO), await client.get("/healthz")
+            assert not any(one.done() for one in slow)
+            late = await asyncio.gather(*slow)
+            return [refused, health, *late, await client.post(SCORE, content=PHOTO)]
+
+    refused, health, *late, after = asyncio.run(replies())
+    assert_refused(refused, 503, "overloaded")
+    assert health.status_code == after.status_code == 200
+    for reply in late:
+        assert "2 s" in assert_refused(reply, 408, "slow_body")["message"]

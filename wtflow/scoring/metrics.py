@@ -188,11 +188,12 @@ class PixelMetrics:
 
 
 def saturation_area(pixels: int, threshold: float, relative: bool) -> float:
-    """Pixels of a region after which it is fully covered: a share of it, or a number and at most all of it.
+    """Pixels of a region after which it is fully covered: a share of it (whole pixels, at least one), or a number and
+    at most all of it.
 
     The two kinds of `saturation_threshold` in the defects_config.json of MVTec LOCO AD.
     """
-    return threshold * pixels if relative else min(threshold, pixels)
+    return max(1, int(threshold * pixels)) if relative else min(threshold, pixels)
 
 
 def _gains(pixels: int, saturation: float) -> NDArray[np.float64]:
