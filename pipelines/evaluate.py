@@ -61,10 +61,16 @@ def main(line: str) -> None:
     with replacing(Path("reports") / line / "index.html") as draft:
         draft.write_text(page, encoding="utf-8")
     write_json(Path("metrics") / f"{line}.json", metrics)
-    Console().print(
-        f"evaluate {line}: image AUROC {figure(metrics['image_auroc'])} on {metrics['n_test_normal']} normal "
+    found = (
+        f"image AUROC {figure(metrics['image_auroc'])} on {metrics['n_test_normal']} normal "
         f"and {metrics['n_test_anomalous']} anomalous images; {percent(metrics['tpr'])} found at "
-        f"{percent(metrics['fpr'])} false alarms. See reports/{line}/index.html",
+        f"{percent(metrics['fpr'])} false alarms."
+        if metrics["n_test_anomalous"]
+        else f"{percent(metrics['fpr'])} false alarms on {metrics['n_test_normal']} normal images; there is no "
+        "anomalous one, so what it finds is not known."
+    )
+    Console().print(
+        f"evaluate {line}: {found} See reports/{line}/index.html",
         highlight=False,
         soft_wrap=True,
     )

@@ -9,36 +9,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from wtflow.errors import WTFlowError
 from wtflow.params import Section, merged
 
 PARAMS_FILE = Path("params.yaml")
 LINE_STAGES = ("prepare", "extract", "train", "evaluate", "register")
+SECTIONS = ("fetch", "lines", *LINE_STAGES, "tune")
 LINE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 
 S = TypeVar("S", bound=Section)
 
 
 def read_params(path: Path = PARAMS_FILE) -> Mapping[str, Any]:
-    """The whole of params.yaml, its line names and their sections checked."""
+    """The whole of params.yaml, its sections, line names and their sections checked. Read as DVC reads it: YAML 1.2."""
     try:
-        params = yaml.safe_load(path.read_text(encoding="utf-8"))
+        params = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WTFlowError(f"{path}: not found. Run from the folder that holds params.yaml and dvc.yaml.") from None
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise WTFlowError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(params, Mapping) or not isinstance(params.get("lines"), Mapping) or not params["lines"]:
         raise WTFlowError(
             f"{path}: needs a section `lines` with at least one product line. See docs/data-contracts.md."
         )
+    if unknown := [str(section) for section in params if section not in SECTIONS]:
+        raise WTFlowError(f"{path}: unknown section {', '.join(unknown)}. Known: {', '.join(SECTIONS)}.")
     for line, sections in params["lines"].items():
         _check_line(path, line, sections)
     return params
 
 
 def _check_line(path: Path, line: object, sections: object) -> None:
+    if isinstance(line, int | float):
+        raise WTFlowError(f"{path}: lines.{line}: YAML takes this name for a number. Put it in quotes: '{line}'")
     if not isinstance(line, str) or not LINE_NAME.fullmatch(line) or len(line) > 50:
         raise WTFlowError(
             f"{path}: lines.{line}: a line's name is 1 to 50 lower-case letters, digits and inner hyphens. Rename it."

@@ -44,6 +44,8 @@ def _tables(prepared: Prepared) -> list[Table]:
     for split in ("train", "calibrate", "test"):
         groups = {row["group"] for row in rows if row["split"] == split and row["label"] == "normal"}
         splits.add_row(split, *(str(counts[split, label]) for label in LABELS), str(len(groups)))
+    least = 1 / (counts["calibrate", "normal"] + 1)
+    splits.caption = f"so many to calibrate allow a train.calibration.target_fpr of {least:.1%} or more"
     return [
         splits,
         *_counts(prepared.rejected, "reason", "rejected for"),

@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from pipelines.command import call, parser
 from pipelines.lines import PARAMS_FILE, known_line, read_params
@@ -149,8 +150,13 @@ def write(line: str, sections: Mapping[str, Any], path: Path = PARAMS_FILE) -> N
 
 
 def _commented(values: Mapping[str, Any]) -> CommentedMap:
-    """Groups in block style, those without groups on one line."""
-    result = CommentedMap({key: _commented(one) if isinstance(one, Mapping) else one for key, one in values.items()})
+    """Groups in block style, those without groups on one line, where the parser that DVC uses wants a colon quoted."""
+    result = CommentedMap()
+    for key, one in values.items():
+        is_quoted = isinstance(one, str) and ":" in one
+        result[key] = (
+            _commented(one) if isinstance(one, Mapping) else DoubleQuotedScalarString(one) if is_quoted else one
+        )
     nested = any(isinstance(value, Mapping) for value in values.values())
     (result.fa.set_block_style if nested else result.fa.set_flow_style)()
     return result

@@ -12,7 +12,7 @@ from pydantic import Field
 from rich.console import Console
 
 from pipelines.adapters import mlflow_registry as models
-from pipelines.adapters.tracking import tracking
+from pipelines.adapters.tracking import tracking, tracking_uri
 from pipelines.comparison import image_auroc, test_set_digest
 from pipelines.lines import line_params
 from pipelines.stage import run
@@ -76,8 +76,10 @@ def promote(
         champion = _auroc_of_champion(client, line, number, challenger.test_set, shards)
         if champion is None or challenger.image_auroc is None:
             return (
-                f"challenger: the test set has no anomalous images to compare by, so version {number} stays "
-                "champion. To change that, set the alias `champion` in MLflow."
+                f"challenger: the test set has no anomalous images to compare by, so version {number} stays champion "
+                "and is served. To change that, type:\n"
+                f"python -c \"import mlflow; mlflow.MlflowClient('{tracking_uri()}').set_registered_model_alias("
+                f"'{models.model_name(line)}', '{models.CHAMPION}', {challenger.version})\""
             )
         best = champion if best is None else max(best, champion)
         if challenger.image_auroc < best - margin:

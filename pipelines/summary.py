@@ -1,5 +1,6 @@
 """What `make repro` ends with: a row a line, from the metrics and the registry."""
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,10 @@ def main() -> None:
 
 
 def _row(client: Any, line: str, metrics: dict[str, Any]) -> list[str]:
-    version = models.version_of(client, line, metrics["bundle_digest"])
-    names = [alias for alias, number in models.aliases(client, line).items() if version and number == version.version]
+    version, aliases = models.version_of(client, line, metrics["bundle_digest"]), models.aliases(client, line)
+    names = [alias for alias, number in aliases.items() if version and number == version.version]
+    if models.CHAMPION not in names and models.CHAMPION in aliases:
+        names.append(f"(served: version {aliases[models.CHAMPION]})")
     return [
         line,
         _figure(metrics["image_auroc"]),
@@ -64,6 +67,7 @@ def _figure(value: float | None, digits: int = 4) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m pipelines.summary", description=__doc__).parse_args()
     try:
         main()
     except WTFlowError as error:

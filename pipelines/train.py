@@ -25,7 +25,7 @@ from wtflow.data.images import ImageLimits
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
-from wtflow.scoring.calibration import Calibration, calibrate
+from wtflow.scoring.calibration import Calibration, calibrate, conformal_rank
 from wtflow.training import Epoch, TrainingState, TrainParams, finish
 
 SCORED_AT_ONCE = 32
@@ -72,6 +72,7 @@ def train_line(
     """Train by `fit`, calibrate, and write the bundle and the loss curve; followed in MLflow."""
     features = features_folder(line)
     shards = FeatureShards.open(features)
+    conformal_rank(len(shards.rows(split="calibrate")), params.calibration.target_fpr)  # said now, not after training
     code = code_files()
     name = run_name(line, params, shards, code)
     with TrainingRun(line, name, params) as tracked:

@@ -3,6 +3,7 @@
 Ray runs on this machine unless `RAY_ADDRESS` names a cluster. Only what was started here is stopped here.
 """
 
+import argparse
 import contextlib
 import logging
 import os
@@ -176,5 +177,17 @@ def _announce(champions: Sequence[Champion], settings: ServeSettings) -> None:
             typer.echo(f"\n{champion.line}: does not answer yet; ask {url}/readyz", err=True)
 
 
+def _arguments() -> argparse.ArgumentParser:
+    """None: settings come from the environment."""
+    names = ", ".join(PREFIX + name.upper() for name in ServeSettings.model_fields)
+    return argparse.ArgumentParser(
+        prog="python -m serving.app",
+        description=__doc__,
+        epilog=f"settings, from the environment: {names}. example: {PREFIX}PORT=8001 python -m serving.app",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 if __name__ == "__main__":
+    _arguments().parse_args()
     sys.exit(main())

@@ -17,7 +17,7 @@ IMAGE_STATUS = {
 IMAGE_REMEDY = {
     "empty": HOW_TO_SEND,
     "not_an_image": f"Send a {FORMATS} file of 8 or 16 bits a channel.",
-    "truncated": "Send the whole file; compare its size with the original's.",
+    "truncated": "Send the whole file; compare its size with the original's. With curl: --data-binary, not -d.",
     "too_small": "Send a larger photograph.",
     "too_many_bytes": "Save the photograph smaller, for instance as JPEG.",
     "too_many_pixels": "Scale the photograph down first; the model sees it at a few hundred pixels anyway.",

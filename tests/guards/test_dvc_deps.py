@@ -51,7 +51,7 @@ def test_every_stage_has_a_module_and_the_other_way_round() -> None:
     }
     assert set(STAGES) == modules == {"fetch", *LINE_STAGES}
     for name, stage in STAGES.items():
-        assert stage["cmd"] == f"python -m pipelines.{name} ${{key}}"
+        assert stage["cmd"] == f"python -m pipelines.{name} '${{key}}'"
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -94,6 +94,7 @@ def test_a_line_with_one_label_alone_has_a_page(tmp_path: Path, label: str) -> N
     text = page(evaluation_of(images, tmp_path), tmp_path).text
     assert "nan" not in re.split(r"\W+", text.lower())
     assert "None" not in text.replace("None of these images", "")
+    assert (label == "anomalous") != ("There is no anomalous one" in text)
 
 
 def test_names_are_text_not_markup(tmp_path: Path) -> None:
