@@ -24,4 +24,8 @@ if [ -n "$base" ]; then
     packages='import sysconfig; print(sysconfig.get_path("purelib"))'
     "$base/bin/python" -c "$packages" > "$("$venv/bin/python" -c "$packages")/base.pth"
 fi
+if [ -z "$base" ]; then  # the command of an installed package, for the clone that one stands in
+    printf '#!/bin/sh\nexec "%s" -m wtflow.cli "$@"\n' "$venv/bin/python" > "$venv/bin/wtflow"
+    chmod +x "$venv/bin/wtflow"
+fi
 touch "$venv/.ready"
