@@ -76,7 +76,7 @@ def write_bundle(
     calibration: Calibration,
     provenance: dict[str, Any],
 ) -> str:
-    """Write the folder in one step, replacing what was there; returns its digest."""
+    """Write the folder as a whole, replacing what was there; returns its digest."""
     with replacing(path) as draft:
         draft.mkdir(parents=True)
         write_json(draft / "config.json", config.model_dump(mode="json"))
