@@ -42,14 +42,14 @@ class LineReplica:
     def __init__(self, champion: Champion, settings: ServeSettings) -> None:
         import torch
 
-        from serving.scorer import LineScorer, verdicts_together
+        from serving.scorer import LineScorer
 
         torch.set_num_threads(settings.threads)
         loaded = resolve.load(champion)
         detector = loaded.detector
 
         async def judge(pictures: "list[Image.Image]") -> "list[Verdict]":
-            return await asyncio.to_thread(verdicts_together, detector, pictures)
+            return await asyncio.to_thread(detector.verdicts, pictures)
 
         batched = serve.batch(
             max_batch_size=settings.max_batch_size, batch_wait_timeout_s=settings.batch_wait_ms / 1000

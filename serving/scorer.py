@@ -8,11 +8,10 @@ A photograph is decoded before it may join a batch: a broken one fails alone, a 
 import asyncio
 import base64
 import io
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 
 from serving.refusal import of_image
@@ -50,20 +49,6 @@ def loaded_line(bundle: Bundle, line: str, model: str, version: int) -> LoadedLi
         provenance=Provenance(**{field: provenance.get(field) for field in Provenance.model_fields}),
     )
     return LoadedLine(bundle.detector(), info)
-
-
-def verdicts_together(detector: Detector, pictures: Sequence[Image.Image]) -> list[Verdict]:
-    """Verdicts on pictures that arrived together; each has the score, to 1e-6, that it has alone.
-
-    On a CPU the backbone takes one picture at a time and only the head takes the batch. The kernels that a backbone
-    batch would choose round otherwise (scores moved by up to 5e-6), and it is slower: 54 ms a picture against 29 at
-    256 pixels and a batch of 8 on one thread.
-    """
-    if detector.backbone.device.type != "cpu" or not pictures:
-        return detector.verdicts(pictures)
-    pixels = [preprocess(picture, detector.image_size) for picture in pictures]
-    maps = [detector.backbone(torch.from_numpy(one)[None]) for one in pixels]
-    return detector.verdicts_of_features({level: torch.cat([one[level] for one in maps]) for level in maps[0]})
 
 
 class LineScorer:

@@ -91,6 +91,39 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_that_cannot_be_put_in_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rename = tmp_path / "folder", Path.rename
+    path.mkdir()
+    (path / "old").touch()
+
+    def refuse(self: Path, target: Path) -> Path:
+        if (self / "new").exists():
+            raise OSError(errno.EIO, "refused")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="refused"), replacing(path) as draft:
+        draft.mkdir()
+        (draft / "new").touch()
+    assert [file.name for file in path.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_to_a_folder_is_replaced_and_what_it_points_to_is_not(tmp_path: Path) -> None:
+    path, store = tmp_path / "folder", tmp_path / "store"
+    store.mkdir()
+    (store / "old").touch()
+    path.symlink_to(store)
+    with replacing(path) as draft:
+        draft.mkdir()
+        (draft / "new").touch()
+    assert not path.is_symlink()
+    assert [file.name for folder in (path, store) for file in folder.iterdir()] == ["new", "old"]
+    assert sorted(tmp_path.iterdir()) == [path, store]
+
+
 def test_tensors_round_trip_with_the_same_bytes(tmp_path: Path) -> None:
     named = {"a": torch.randn(3, 4).T, "b": torch.tensor(7), "c": torch.randn(5).half()}
     save_tensors(tmp_path / "one.safetensors", named, metadata={"note": "x"})

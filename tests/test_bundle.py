@@ -102,3 +102,17 @@ def test_no_header_and_an_unknown_format_say_what_to_do(copy: Path) -> None:
     (copy / "bundle.json").unlink()
     with pytest.raises(WTFlowError, match=r"bundle\.json: not there"):
         load_bundle(copy)
+
+
+@pytest.mark.parametrize("header", [[], None, {"files": []}])
+def test_a_header_of_another_shape_is_refused(copy: Path, header: object) -> None:
+    whole = read_json(copy / "bundle.json")
+    write_json(copy / "bundle.json", whole | header if isinstance(header, dict) else header)
+    with pytest.raises(DigestError, match=r"bundle\.json: .* Fetch the bundle again"):
+        load_bundle(copy)
+
+
+def test_a_bundle_shows_itself_in_a_line(tiny_bundle: Path) -> None:
+    bundle = load_bundle(tiny_bundle)
+    assert bundle.digest in repr(bundle)
+    assert len(repr(bundle)) < 400

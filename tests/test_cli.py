@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,32 @@ def test_the_others_are_scored_after_a_bad_image(tiny_bundle: Path, folder: Path
     assert "3 of 4 images could not be scored" in err
     status, out, err = score(tiny_bundle, *asked)
     assert (status, good.name in out, "text.png" in out) == (1, True, False)
+
+
+def test_a_name_that_is_not_utf_8_does_not_cost_the_table(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    for name in ("plain.png", os.fsdecode(b"odd\xff.png")):
+        shutil.copyfile(next(folder.glob("cell*.png")), tmp_path / name)
+    status, out, err = score(tiny_bundle, tmp_path)
+    assert (status, err) == (0, "")
+    assert "plain.png" in out
+    assert r"odd\udcff.png" in out
+
+
+def test_a_file_without_an_end_is_read_to_the_limit_only(tiny_bundle: Path, folder: Path) -> None:
+    status, out, err = score(tiny_bundle, "/dev/zero", next(folder.glob("cell*.png")), "--json")
+    assert (status, [one.get("reason") for one in lines(out)]) == (1, ["too_many_bytes", None])
+    assert "1 of 2 images could not be scored" in err
+
+
+def test_an_overlay_that_cannot_be_written_costs_no_verdict(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    long = tmp_path / f"{'a' * 240}.png"
+    for path in (long, tmp_path / "b.png"):
+        shutil.copyfile(next(folder.glob("cell*.png")), path)
+    status, out, err = score(tiny_bundle, tmp_path, "--overlay", tmp_path / "heat")
+    assert (status, "aaaa" in out, "b.png" in out) == (1, True, True)
+    assert f"error: {tmp_path / 'heat' / long.name}.overlay.png: File name too long" in err
+    assert "1 of 2 images could not be scored or drawn" in err
+    assert [path.name for path in (tmp_path / "heat").iterdir()] == ["b.png.overlay.png"]
 
 
 def test_an_overlay_is_the_services_heat_map(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny_line import train_params, trained
+from wtflow.artefact import read_json, write_json
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
@@ -122,6 +123,27 @@ def test_a_half_written_checkpoint_is_refused_and_changes_nothing(
     saved = start(tiny_fit, params)
     saved.load(tmp_path)
     assert same(weights(saved), weights(state))
+
+
+@pytest.mark.parametrize("header", [[], {}, {"history": 1}, {"history": [{"epoch": 0}]}])
+def test_a_checkpoint_without_its_history_is_refused_and_changes_nothing(
+    tiny_fit: FeatureShards, tmp_path: Path, header: object
+) -> None:
+    trained(tiny_fit, train_params(epochs=1)).save(tmp_path)
+    whole = read_json(tmp_path / "state.json")
+    write_json(tmp_path / "state.json", {"files": whole["files"]} | header if isinstance(header, dict) else header)
+    state = start(tiny_fit, train_params(epochs=1))
+    before = weights(state)
+    with pytest.raises(DigestError, match="checkpoint is damaged"):
+        state.load(tmp_path)
+    assert same(weights(state), before)
+
+
+def test_a_seed_is_one_that_the_generators_take(tiny_fit: FeatureShards) -> None:
+    params = train_params(seed=2**32 - 1, epochs=1)
+    train(start(tiny_fit, params), tiny_fit, params)
+    with pytest.raises(WTFlowError, match=r"seed: .* less than 4294967296"):
+        train_params(seed=2**32)
 
 
 def test_a_changed_byte_in_a_checkpoint_is_refused(tiny_fit: FeatureShards, tmp_path: Path) -> None:

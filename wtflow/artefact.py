@@ -1,7 +1,8 @@
 """Files that are whole or absent, and digests that say which bytes they are.
 
 Everything that WT-Flow leaves on disk is written under a temporary name beside its place and renamed, so a killed
-process leaves either the old file, or the new one, or a `*.tmp-*` that nobody reads.
+process leaves either the old file, or the new one, or a `*.tmp-*` that nobody reads. To replace a folder takes two
+renames: between them there is none at its place, and the old one is a `*.tmp-*` beside the new one.
 """
 
 import hashlib
@@ -48,7 +49,8 @@ def digest_of(value: Any) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to write (a file, or a folder the caller makes); rename it at the end.
 
-    On an exception the sibling is removed and `path` is untouched. A folder at `path` is replaced as a whole.
+    On an exception the sibling is removed and `path` is as before. A folder at `path` is replaced as a whole; of a link
+    the link, not what it points to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
@@ -57,15 +59,23 @@ def replacing(path: Path) -> Iterator[Path]:
         if path.is_dir() and draft.is_dir():
             old = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
             path.rename(old)
-            draft.rename(path)
-            shutil.rmtree(old)
+            try:
+                draft.rename(path)
+            except OSError:
+                old.rename(path)
+                raise
+            _remove(old)
         else:
             draft.replace(path)
     finally:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)
+        _remove(draft)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

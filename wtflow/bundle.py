@@ -10,7 +10,7 @@
 The digest names the bundle everywhere: in metrics, registry, service replies. Every file is checked on load.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +53,17 @@ class Bundle:
 
     path: Path
     digest: str
-    config: BundleConfig
+    config: BundleConfig = field(repr=False)
     calibration: Calibration
-    provenance: dict[str, Any]
+    provenance: dict[str, Any] = field(repr=False)
 
     def detector(self, device: str = "cpu") -> Detector:
         """Networks with their weights, in evaluation mode."""
         config = self.config
         backbone = build_backbone(config.backbone, load_weights(self.path / "backbone.safetensors"))
         fusion = Fusion(config.fusion, config.inputs, config.map_size)
-        field = build_field(config.velocity, fusion.channels, config.map_size)
-        scorer = Scorer(fusion, field, config.coupling, config.solver, config.score)
+        network = build_field(config.velocity, fusion.channels, config.map_size)
+        scorer = Scorer(fusion, network, config.coupling, config.solver, config.score)
         scorer.load_state_dict(load_weights(self.path / "scorer.safetensors"))
         return Detector(backbone.to(device), scorer.to(device).freeze(), self.calibration, config.limits)
 
@@ -76,7 +76,7 @@ def write_bundle(
     calibration: Calibration,
     provenance: dict[str, Any],
 ) -> str:
-    """Write the folder in one step, replacing what was there; returns its digest."""
+    """Write the folder as a whole, replacing what was there; returns its digest."""
     with replacing(path) as draft:
         draft.mkdir(parents=True)
         write_json(draft / "config.json", config.model_dump(mode="json"))
@@ -96,11 +96,13 @@ def load_bundle(path: Path) -> Bundle:
     Raises `DigestError` for a changed, missing or added file and `WTFlowError` for an unknown format.
     """
     header = read_json(path / "bundle.json")
+    if not isinstance(header, dict):
+        raise DigestError(f"{path / 'bundle.json'}: not the header of a bundle. Fetch the bundle again.")
     if header.get("format") != FORMAT:
         raise WTFlowError(
             f"{path / 'bundle.json'}: format {header.get('format')}, this version reads {FORMAT}. Train the line again."
         )
-    if set(header) != {"format", "files", "digest"}:
+    if set(header) != {"format", "files", "digest"} or not isinstance(header["files"], dict):
         raise DigestError(f"{path / 'bundle.json'}: holds {sorted(header)}. Fetch the bundle again.")
     found = {file.name for file in path.iterdir()} - {"bundle.json"}
     if found != set(FILES) or set(header["files"]) != set(FILES):

@@ -6,9 +6,11 @@ is not right, which is explained; 2 for a command that is not understood.
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,7 +94,8 @@ def score(
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: all cores it may use.")] = 0,
 ) -> None:
-    """Score photographs: score, p-value, decision. An image that cannot be read is reported, the others are scored."""
+    """Score photographs: score, p-value, decision. An image that cannot be read, or an overlay that
+    cannot be written, is reported; the others are scored."""
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     wanted = photographs(images)
     targets = {} if overlays is None else overlay_paths(wanted, overlays)
@@ -102,7 +105,8 @@ def score(
     console = Console(stderr=True)
     for photograph in track(wanted, console=console, transient=True, disable=json_lines or not console.is_terminal):
         try:
-            picture = decode(photograph.path.read_bytes(), detector.limits)
+            with photograph.path.open("rb") as file:
+                picture = decode(file.read(detector.limits.max_bytes + 1), detector.limits)
         except (ImageError, OSError) as error:
             bad += 1
             _report(photograph, error, json_lines)
@@ -112,11 +116,16 @@ def score(
         if json_lines:
             typer.echo(json.dumps({"path": str(photograph.path), **said(verdict)}))
         if overlays is not None:
-            _write_overlay(targets[photograph], picture, verdict, detector)
+            try:
+                _write_overlay(targets[photograph], picture, verdict, detector)
+            except OSError as error:
+                bad += 1
+                typer.echo(f"error: {targets[photograph]}: {error.strerror or error}", err=True)
     if verdicts and not json_lines:
         _console().print(_verdict_table(verdicts))
     if bad:
-        typer.echo(f"error: {bad} of {len(wanted)} images could not be scored", err=True)
+        drawn = "" if overlays is None else " or drawn"
+        typer.echo(f"error: {bad} of {len(wanted)} images could not be scored{drawn}", err=True)
         raise typer.Exit(1)
 
 
@@ -239,6 +248,8 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, st
 
 
 def _console() -> Console:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that it cannot encode
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 

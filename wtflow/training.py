@@ -43,7 +43,7 @@ T = TypeVar("T")
 class TrainParams(Section):
     """Settings of the train stage."""
 
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     """Of the weights, the order of images, times and noise."""
     epochs: Count
     batches: BatchParams
@@ -117,11 +117,12 @@ class TrainingState:
                     raise DigestError(f"{folder / name}: not the bytes that were written.")
             weights = load_file(folder / "scorer.safetensors")
             moments = load_file(folder / "optimiser.safetensors")
-        except (WTFlowError, OSError, KeyError, SafetensorError) as error:
+            history = [Epoch(**epoch) for epoch in header["history"]]
+        except (WTFlowError, OSError, KeyError, TypeError, SafetensorError) as error:
             raise DigestError(f"{folder}: this checkpoint is damaged ({error})") from error
         self.scorer.load_state_dict(weights)
         _unflatten(self.optimiser, moments)
-        self.history = [Epoch(**epoch) for epoch in header["history"]]
+        self.history = history
 
 
 def be_deterministic() -> None:

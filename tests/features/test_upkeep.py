@@ -6,6 +6,7 @@ import torch
 
 from tests.features.test_cache import maps
 from tests.tiny_line import LINE
+from wtflow.artefact import read_json, write_json
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
 from wtflow.features.cache import FeatureCache, Shelf
@@ -98,6 +99,15 @@ def test_a_copy_is_used_while_its_photograph_is(shelf: Shelf) -> None:
     assert {one.shard: one.used for one in waste(shelf, {"c"})} == {both: []}
 
 
+def test_a_note_without_its_shard_is_waste(shelf: Shelf) -> None:
+    shard = shelf.add(maps(1), ["a"], "")
+    shelf.file(shard).unlink()
+    (found,) = waste(shelf, set())
+    assert (found.images, found.bytes) == (1, 0)
+    remove_waste(shelf, [found])
+    assert list(shelf.contents()) == []
+
+
 def test_a_second_copy_is_waste(shelf: Shelf) -> None:
     """Two runs at once may have computed the same."""
     shelf.add(maps(1, 2), ["a", "b"], "one")
@@ -145,3 +155,16 @@ def test_pulled_features_fill_an_empty_cache(
     gathered = shelf.reader()(list(place.values()))
     assert torch.equal(gathered["level2"], tiny_test.batch([0])[2])
     assert fill_from(cache, tiny_features / "data/features") == 0
+
+
+@pytest.mark.parametrize("digest", ["x/../../../outside", "0" * 63, None])
+def test_pulled_features_cannot_name_a_folder_of_their_own(
+    digest: str | None, tiny_features: Path, cache: FeatureCache, tmp_path: Path
+) -> None:
+    features = Path(shutil.copytree(tiny_features / "data/features", tmp_path / "features"))
+    index = features / LINE / "fit/index.json"
+    write_json(index, read_json(index) | {"backbone_digest": digest})
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(WTFlowError, match=rf"{index}: backbone_digest .* Fetch the features again"):
+        fill_from(cache, features)
+    assert sorted(tmp_path.iterdir()) == before

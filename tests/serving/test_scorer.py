@@ -6,23 +6,9 @@ import pytest
 from PIL import Image
 
 from serving.refusal import Refusal
-from serving.scorer import LineScorer, LoadedLine, verdicts_together
+from serving.scorer import LineScorer, LoadedLine
 from tests.serving.lines import encoded, picture
 from wtflow.detector import Verdict
-
-
-def test_batch_does_not_change_a_score(loaded: dict[str, LoadedLine]) -> None:
-    """Whichever photographs come together, each gets the score that it gets alone."""
-    detector = loaded["line-a"].detector
-    pictures = [picture(seed) for seed in range(8)]
-    alone = [detector.verdicts([one])[0].score for one in pictures]
-    for size in (2, 3, 8):
-        together = [
-            verdict.score
-            for start in range(0, len(pictures), size)
-            for verdict in verdicts_together(detector, pictures[start : start + size])
-        ]
-        assert together == pytest.approx(alone, abs=1e-6)
 
 
 def test_judge_sees_the_small_picture_and_the_heatmap_the_large(loaded: dict[str, LoadedLine]) -> None:

@@ -29,6 +29,12 @@ from wtflow.params import Section
 ARITHMETIC = 2
 """Raised when the same weights are run in another way: float16 keeps the difference, so the features are others."""
 
+LITE_BLOCKS = {
+    "tf_efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1),
+    "tf_efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1),
+    "tf_efficientnet_lite2": (1, 3, 3, 4, 4, 5, 1),
+}
+"""Blocks of each stage of the networks whose public checkpoints are read."""
 Pixels = Annotated[int, Field(gt=0)]
 
 
@@ -153,16 +159,22 @@ def _read_weights(params: BackboneParams) -> Mapping[str, Tensor]:
         return _from_hub(params.name, rest)
     if params.sha256 is None:
         raise WTFlowError("extract.backbone.sha256: missing. Weights from a file or package need their SHA-256.")
-    path = _from_package(rest) if kind == "package" else _from_s3(params) if kind == "s3" else Path(params.weights)
+    path = Path(params.weights)
+    if kind in ("package", "s3"):
+        path = _from_package(rest) if kind == "package" else _from_s3(params.weights, params.sha256)
     if not path.is_file():
         raise WTFlowError(f"extract.backbone.weights: {path} is not a file.")
-    if sha256_file(path) != params.sha256:
-        raise DigestError(
-            f"{path}: its SHA-256 is not extract.backbone.sha256 of params.yaml ({params.sha256[:12]}...). "
-            "Fetch the file again, or correct the digest if the new file is the one you want."
-        )
+    _check(path, params.sha256, str(path))
     weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True)
     return _timm_keys(weights, params.name)
+
+
+def _check(path: Path, sha256: str, name: str) -> None:
+    if sha256_file(path) != sha256:
+        raise DigestError(
+            f"{name}: its SHA-256 is not extract.backbone.sha256 of params.yaml ({sha256[:12]}...). "
+            "Fetch the file again, or correct the digest if the new file is the one you want."
+        )
 
 
 def _from_hub(name: str, tag: str) -> Mapping[str, Tensor]:
@@ -192,26 +204,34 @@ def _from_package(name: str) -> Path:
     return files[0]
 
 
-def _from_s3(params: BackboneParams) -> Path:
-    """Download once to the user's cache; the digest is the file's name there."""
+def _from_s3(place: str, sha256: str) -> Path:
+    """Download once to the user's cache; the digest is the file's name there. Other bytes are not kept."""
     from pyarrow import fs
 
     from wtflow.artefact import replacing
 
-    cached = Path.home() / ".cache" / "wtflow" / "weights" / f"{params.sha256}{Path(params.weights).suffix}"
-    if not cached.exists():
-        bucket, key = fs.FileSystem.from_uri(params.weights)
-        with replacing(cached) as draft, bucket.open_input_stream(key) as source, draft.open("wb") as target:
-            while piece := source.read(1 << 20):
-                target.write(piece)
+    cached = Path.home() / ".cache" / "wtflow" / "weights" / f"{sha256}{Path(place).suffix}"
+    if not cached.is_file() or sha256_file(cached) != sha256:
+        bucket, key = fs.FileSystem.from_uri(place)
+        with replacing(cached) as draft:
+            with bucket.open_input_stream(key) as source, draft.open("wb") as target:
+                while piece := source.read(1 << 20):
+                    target.write(piece)
+            _check(draft, sha256, place)
     return cached
 
 
 def _timm_keys(weights: Mapping[str, Tensor], name: str) -> Mapping[str, Tensor]:
-    """Rename the keys of the public EfficientNet-Lite checkpoints to timm's; others pass unchanged."""
+    """Rename the keys of the public checkpoints of EfficientNet-Lite 0, 1 and 2 to timm's; others pass unchanged."""
     if "_conv_stem.weight" not in weights:
         return weights
-    repeats = {"tf_efficientnet_lite0": (1, 2, 2, 3, 3, 4, 1)}.get(name, (1, 3, 3, 4, 4, 5, 1))
+    repeats = LITE_BLOCKS.get(name, ())
+    found = len({key.split(".")[1] for key in weights if key.startswith("_blocks.")})
+    if found != sum(repeats):
+        raise WTFlowError(
+            f"extract.backbone.weights: an EfficientNet checkpoint of {found} blocks, which cannot be read as {name}. "
+            f"In its format only {', '.join(LITE_BLOCKS)} are known; give other weights with timm's keys."
+        )
     place = [(stage, index) for stage, count in enumerate(repeats) for index in range(count)]
     top = {
         "_conv_stem": "conv_stem",

@@ -140,7 +140,8 @@ class Shelf:
 
     def find(self, image_ids: Collection[str], threads: int = 1) -> dict[str, Place]:
         """Those of the images that are here, in files that were read and found whole; a damaged one is reported and
-        removed."""
+        loses its note. The file stays, for another run may have put a whole one in its place meanwhile; that one's
+        images are at worst computed once more."""
         wanted = set(image_ids)
         found: dict[str, Place] = {}
         for shard, inside in self.contents():
@@ -149,8 +150,8 @@ class Shelf:
         with ThreadPoolExecutor(max_workers=threads) as pool:
             whole = dict(zip(shards, pool.map(self.whole, shards), strict=True))
         for shard in (shard for shard in shards if not whole[shard]):
-            logger.warning("%s: damaged. Removed; what it held is computed again", self.file(shard))
-            self.remove(shard)
+            logger.warning("%s: damaged. What it held is computed again", self.file(shard))
+            self._note_file(shard).unlink(missing_ok=True)
         return {one: place for one, place in found.items() if whole[place.shard]}
 
     def add(self, maps: Mapping[str, Tensor], image_ids: Sequence[str], note: str) -> str:
@@ -217,8 +218,8 @@ class Shelf:
         return gather
 
     def remove(self, shard: str) -> None:
-        """Note first: a shard without one is not found."""
-        (self.folder / f"{shard}.json").unlink(missing_ok=True)
+        """Note first: a shard without one is not found. To be called while the cache is held alone."""
+        self._note_file(shard).unlink(missing_ok=True)
         self.file(shard).unlink(missing_ok=True)
 
     def whole(self, shard: str) -> bool:
@@ -232,8 +233,11 @@ class Shelf:
 
     def _write_note(self, shard: str, image_ids: Sequence[str]) -> None:
         text = {"images": list(image_ids), "digest": digest_of([shard, list(image_ids)])}
-        with replacing(self.folder / f"{shard}.json") as draft:
+        with replacing(self._note_file(shard)) as draft:
             draft.write_text(json.dumps(text) + "\n", encoding="utf-8")
+
+    def _note_file(self, shard: str) -> Path:
+        return self.folder / f"{shard}.json"
 
     def _draft(self) -> Path:
         return self.folder / f"shard.tmp-{uuid.uuid4().hex[:8]}"

@@ -124,9 +124,10 @@ def extract(
     """Fill `folder` anew with the features of manifest `rows` (and copies of them: `with_copies`), and seal it. What is
     not in the cache is computed, by `compute_here` if nothing else is given, and is in the cache then.
 
-    Each row is in the features or in the table of rejected images beside them. An image that is in the cache is not
-    read. The bytes of the folder do not depend on what the cache had. `folder` is a working place; rename it to where
-    readers look.
+    Each photograph is in the features, with all its copies, or in the table of rejected images beside them, where it
+    is if one of these is not in the cache and cannot be computed. An image that is in the cache is not read: while the
+    photographs are all readable, the bytes of the folder do not depend on what the cache had. `folder` is a working
+    place; rename it to where readers look.
     """
     with job.cache.held():
         places = job.shelf.find({row["image_id"] for row in rows}, torch.get_num_threads())
@@ -141,6 +142,9 @@ def extract(
             on_timing(done.timing)
         if lost := [row["path"] for row in rows if row["image_id"] not in places and row["path"] not in rejected]:
             raise WTFlowError(f"{job.raw / lost[0]}: neither computed nor rejected, of {len(lost)}. Extract again.")
+        for row in rows:
+            if row["path"] in rejected:
+                places.pop(row["image_id"], None)
         if not places:
             raise WTFlowError(f"{job.raw}: none of {len(rows)} images could be read. See the manifest's paths.")
         started = time.perf_counter()

@@ -149,5 +149,10 @@ def build_fusion(params: FusionParams, levels: Mapping[int, Tensor], image_size:
             f"train.fusion.levels: {sorted(missing)} were not extracted, only {sorted(levels)}. "
             "Choose among them, or add the level to extract.backbone.levels and extract again."
         )
+    if params.stride > min(image_size):
+        raise WTFlowError(
+            f"train.fusion.stride: {params.stride} leaves no place of an image of {image_size[0]} x {image_size[1]} "
+            f"pixels. Choose at most {min(image_size)}."
+        )
     size = (image_size[0] // params.stride, image_size[1] // params.stride)
     return Fusion(params, sum(levels[level].shape[1] for level in params.levels), size)

@@ -1,5 +1,6 @@
 """What is in a feature cache, whether it is whole, and what of it nothing uses any more."""
 
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -55,7 +56,10 @@ class Waste:
     @property
     def bytes(self) -> int:
         """That its file occupies alone."""
-        status = self.shelf.file(self.shard).stat()
+        try:
+            status = self.shelf.file(self.shard).stat()
+        except FileNotFoundError:
+            return 0
         return status.st_size if status.st_nlink == 1 else 0
 
 
@@ -169,8 +173,12 @@ def fill_from(cache: FeatureCache, features: Path) -> int:
     shelves: dict[str, dict[str, Any]] = {}
     for path in sorted(features.glob("*/*/index.json")):
         header = read_json(path)
-        if header.get("format") == FORMAT:
-            shelves[header["backbone_digest"]] = header["backbone"]
+        if header.get("format") != FORMAT:
+            continue
+        digest = header.get("backbone_digest")
+        if not re.fullmatch("[0-9a-f]{64}", str(digest)):  # it becomes the name of a folder
+            raise WTFlowError(f"{path}: backbone_digest {digest!r} is not 64 hex digits. Fetch the features again.")
+        shelves[digest] = header["backbone"]
     return sum(fill(cache.shelf_of(digest, settings), features) for digest, settings in shelves.items())
 
 

@@ -6,7 +6,7 @@ A band below it may be set aside for a person to look at: above `review_threshol
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -38,7 +38,7 @@ class CalibrationParams(Section):
 class Calibration:
     """Scores of the calibration normals, ascending, and what follows from them."""
 
-    scores: NDArray[np.float64]
+    scores: NDArray[np.float64] = field(repr=False)
     target_fpr: float
     pixel_threshold: float
     review_fpr: float | None = None
