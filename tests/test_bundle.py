@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -74,14 +75,14 @@ def test_any_changed_byte_of_the_header_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_refused(copy: Path, name: str) -> None:
     (copy / name).unlink()
-    with pytest.raises(DigestError, match="a bundle holds"):
+    with pytest.raises(DigestError, match=f"lacks {re.escape(name)}"):
         load_bundle(copy)
 
 
 @pytest.mark.parametrize("name", ["extra.py", "config.json.bak", ".hidden"])
 def test_an_added_file_is_refused(copy: Path, name: str) -> None:
     (copy / name).touch()
-    with pytest.raises(DigestError, match="a bundle holds"):
+    with pytest.raises(DigestError, match=rf"{re.escape(name)} does not belong into a bundle\. Remove it"):
         load_bundle(copy)
 
 
@@ -102,6 +103,9 @@ def test_no_header_and_an_unknown_format_say_what_to_do(copy: Path) -> None:
     (copy / "bundle.json").unlink()
     with pytest.raises(WTFlowError, match=r"bundle\.json: not there"):
         load_bundle(copy)
+    write_json(copy / "bundle.json", header)
+    with pytest.raises(WTFlowError, match=rf"Bundles below it: {re.escape(str(copy))}$"):
+        load_bundle(copy.parent)
 
 
 @pytest.mark.parametrize("header", [[], None, {"files": []}])

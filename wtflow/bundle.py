@@ -95,6 +95,12 @@ def load_bundle(path: Path) -> Bundle:
 
     Raises `DigestError` for a changed, missing or added file and `WTFlowError` for an unknown format.
     """
+    if not (path / "bundle.json").is_file():
+        below = ", ".join(str(found.parent) for found in sorted(path.glob("*/bundle.json")))
+        remedy = (
+            f"Bundles below it: {below}" if below else "Type: dvc repro train@<line>, whose bundle is models/<line>."
+        )
+        raise WTFlowError(f"{path / 'bundle.json'}: not there, so this is no bundle. {remedy}")
     header = read_json(path / "bundle.json")
     if not isinstance(header, dict):
         raise DigestError(f"{path / 'bundle.json'}: not the header of a bundle. Fetch the bundle again.")
@@ -105,9 +111,12 @@ def load_bundle(path: Path) -> Bundle:
     if set(header) != {"format", "files", "digest"} or not isinstance(header["files"], dict):
         raise DigestError(f"{path / 'bundle.json'}: holds {sorted(header)}. Fetch the bundle again.")
     found = {file.name for file in path.iterdir()} - {"bundle.json"}
+    if extra := found - set(FILES):
+        raise DigestError(f"{path}: {', '.join(sorted(extra))} does not belong into a bundle. Remove it.")
     if found != set(FILES) or set(header["files"]) != set(FILES):
+        lacking = set(FILES) - (found & set(header["files"]))
         raise DigestError(
-            f"{path}: holds {sorted(found)}, a bundle holds {sorted(FILES)}. Fetch it again from the registry."
+            f"{path}: this bundle lacks {', '.join(sorted(lacking)) or 'a file'}. Fetch it again from the registry."
         )
     for name, digest in header["files"].items():
         if sha256_file(path / name) != digest:

@@ -90,7 +90,12 @@ def score(
     json_lines: JsonOption = False,
     overlays: Annotated[
         Path | None,
-        typer.Option("--overlay", metavar="FOLDER", help="Write each photograph under its heat map to this folder."),
+        typer.Option(
+            "--overlay",
+            metavar="FOLDER",
+            file_okay=False,
+            help="Write each photograph under its heat map to this folder.",
+        ),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: all cores it may use.")] = 0,
 ) -> None:
