@@ -4,10 +4,10 @@ import shlex
 from pathlib import Path
 
 from serving.resolve import Champion
+from wtflow.data.tree import IMAGE_SUFFIXES
 from wtflow.errors import WTFlowError
 
 RAW, PREPARED = Path("data/raw"), Path("data/prepared")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 PLACEHOLDER = Path("photo.png")
 
 
@@ -17,7 +17,7 @@ def sample_image(champion: Champion, raw: Path = RAW, prepared: Path = PREPARED)
         return Path(champion.sample_image).resolve()
     folder = (raw / champion.line).resolve()
     tested = _first_test_image(folder, prepared / champion.line / "manifest.parquet")
-    return tested or next((path for path in sorted(folder.rglob("*")) if path.suffix.lower() in SUFFIXES), None)
+    return tested or next((path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES), None)
 
 
 def curl(url: str, line: str, image: Path | None) -> str:

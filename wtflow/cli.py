@@ -28,12 +28,11 @@ from wtflow.artefact import replacing
 from wtflow.bundle import Bundle, load_bundle
 from wtflow.cache_commands import cache
 from wtflow.data.images import decode
-from wtflow.data.tree import files, visible
+from wtflow.data.tree import IMAGE_SUFFIXES, files, visible
 from wtflow.detector import Detector, Verdict
 from wtflow.errors import ImageError, WTFlowError
 from wtflow.scoring.anomaly_map import overlay
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """Which files of a folder are photographs. A file that is named itself is read whatever its name."""
 OVERLAY_SUFFIX = ".overlay.png"
 WIDTH = 160
@@ -161,10 +160,10 @@ def photographs(places: Sequence[Path]) -> list[Photograph]:
         inside = [
             Photograph(place / name, name)
             for name in filter(visible, files(place))
-            if name.lower().endswith(SUFFIXES) and not name.endswith(OVERLAY_SUFFIX)
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.endswith(OVERLAY_SUFFIX)
         ]
         if not inside:
-            raise WTFlowError(f"{place}: no photograph in this folder. Looked for: {', '.join(SUFFIXES)}.")
+            raise WTFlowError(f"{place}: no photograph in this folder. Looked for: {', '.join(IMAGE_SUFFIXES)}.")
         found += inside
     return found
 

@@ -51,9 +51,9 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def tiff_grey(bits: int, rows: bytes, width: int, height: int) -> bytes:
-    """An uncompressed little-endian grey TIFF, tag by tag."""
-    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+def tiff_grey(bits: int, rows: bytes, width: int, height: int, black: int = 1) -> bytes:
+    """An uncompressed little-endian grey TIFF, tag by tag; `black` 0: white is zero."""
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, black), (273, 8), (277, 1), (278, height)]
     tags.append((279, len(rows)))
     entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
     return b"II*\x00" + struct.pack("<I", 8 + len(rows)) + rows + struct.pack("<H", len(tags)) + entries + bytes(4)
@@ -138,6 +138,21 @@ def test_grey_of_12_bits_reaches_white() -> None:
     row = bytes([0xFF, 0xFF, 0xFF] * 4 + [0, 0, 0] * 4)  # 8 white pixels, 8 black ones
     found = np.asarray(decode(tiff_grey(12, row * 16, 16, 16), LIMITS))
     assert found[5].tolist() == [255] * 8 + [0] * 8
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_where_white_is_zero_black_is_the_highest_level(bits: int) -> None:
+    rows = (b"\x00" * (bits // 8) * 8 + b"\xff" * (bits // 8) * 8) * 16
+    found = np.asarray(decode(tiff_grey(bits, rows, 16, 16, black=0), LIMITS))
+    assert found[5].tolist() == [255] * 8 + [0] * 8
+
+
+def test_a_jpeg_that_draws_its_pixels_hundreds_of_times_is_refused() -> None:
+    """A last scan of one component repeated: a small file that takes a pass over all pixels for each."""
+    usual = encoded(noise(1, 64, 64), "JPEG", progressive=True)
+    assert decode(usual, LIMITS).size == (64, 64)
+    last, end = usual.rindex(b"\xff\xda"), usual.rindex(b"\xff\xd9")
+    assert reason(usual[:end] + usual[last:end] * 600 + usual[end:]) == "too_many_pixels"
 
 
 @pytest.mark.parametrize("value", [70_000, -1])

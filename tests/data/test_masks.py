@@ -40,6 +40,22 @@ def test_an_empty_mask_marks_nothing() -> None:
     assert not read_marks(bar_mask(0), LIMITS).pixels_YX.any()
 
 
+@pytest.mark.parametrize(
+    ("levels", "marked"), [((0, 1, 2), 2), ((0, 255, 0), 1), ((0, 1, 65535), 1), ((0, 20000, 0), 1)]
+)
+def test_masks_of_16_bits_hold_numbers_or_black_and_white(levels: tuple[int, ...], marked: int) -> None:
+    rows = np.repeat(np.array([levels], dtype=np.uint16), 16, axis=0).repeat(16, axis=1)
+    assert read_marks(encoded(Image.fromarray(rows)), LIMITS).pixels_YX.sum() == marked * 256
+
+
+def test_a_folder_elsewhere_is_not_looked_into(tmp_path: Path) -> None:
+    fill(tmp_path / "elsewhere", ["000.png"])
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/link").symlink_to(tmp_path / "elsewhere")
+    for place in ("../elsewhere", str(tmp_path / "elsewhere"), "link"):
+        assert mask_files(tmp_path / "raw", place) == [place]
+
+
 def test_a_folder_stands_for_the_images_in_it(tmp_path: Path) -> None:
     fill(tmp_path, ["m/001.png", "m/000.png", "m/.hidden.png", "single.png"])
     write(tmp_path / "m/Thumbs.db", b"")

@@ -115,6 +115,25 @@ def test_masks_have_to_be_there_whole_and_of_the_image_s_size(tmp_path: Path) ->
     assert sound.fault is None
 
 
+def test_bytes_that_are_cut_at_the_limit_are_no_version_of_a_mask(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.png"])
+    write(tmp_path / "m.png", bytes(LIMITS.max_bytes + 10))
+    outcome = one(tmp_path, source("a.png", mask_path="m.png"))
+    assert isinstance(outcome, Scanned)
+    assert reason(outcome) == "bad_mask"
+    assert set(outcome.md5s) == {"a.png"}
+
+
+def test_a_mask_whose_name_is_not_utf_8_is_named_all_the_same(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.png", "m/0.png"])
+    (tmp_path / "m/0.png").rename(tmp_path / "m" / os.fsdecode(b"\xff.png"))
+    outcome = one(tmp_path, source("a.png", mask_path="m"))
+    assert reason(outcome) == "bad_mask"
+    assert isinstance(outcome, Scanned)
+    assert outcome.fault is not None
+    outcome.fault.detail.encode()
+
+
 def test_a_name_without_group_is_of_no_use(tmp_path: Path) -> None:
     fill(tmp_path, ["a.png"])
     assert reason(one(tmp_path, source("a.png", group=""))) == "no_group"

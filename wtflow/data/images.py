@@ -25,6 +25,9 @@ PILLOW_MAX_PIXELS = 178_956_970  # twice Pillow's own limit: from there on it re
 MAGIC = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|II\*\x00|MM\x00\*|RIFF....WEBP", re.DOTALL)
 ORIENTATION_TAG = 0x0112
 BITS_TAG = 258  # TIFF BitsPerSample
+PHOTOMETRIC_TAG = 262  # TIFF PhotometricInterpretation; 0: white is zero
+MAX_SCANS = 500
+"""Start-of-scan markers in a JPEG: usual ones have up to some 10 a frame. Each costs a pass over all pixels."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -60,6 +63,9 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
         raise ImageError("too_many_bytes", f"{len(data)} bytes, limits.max_bytes is {limits.max_bytes}")
     image = _opened(data, limits)
     _check_size(image, limits)
+    scans = data.count(b"\xff\xda") if isinstance(image, JpegImagePlugin.JpegImageFile) else 0  # no pixel data holds it
+    if scans > MAX_SCANS:
+        raise ImageError("too_many_pixels", f"a JPEG that draws its pixels {scans} times: save it anew")
     try:
         image.load()
         return _upright(image)
@@ -137,4 +143,6 @@ def _to_eight_bit(image: Image.Image) -> Image.Image:
     levels = levels.astype(np.uint16)
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(BITS_TAG) == (12,):
         levels = (levels << 4) | (levels >> 8)
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_TAG) == 0:
+        levels = 65535 - levels  # Pillow does so for 8 bits only
     return Image.fromarray((levels // 257 + (levels % 257 > 128)).astype(np.uint8))

@@ -1,4 +1,5 @@
-"""Which images of one split are nearly those of another: the same photograph, saved again or resized.
+"""Which images of one split are nearly those of another: the same photograph, saved again or resized. It is found
+where the scene has structure; of uniform surfaces, whose thumbnails hold little but noise, a JPEG copy is not.
 
 An image's fingerprint is the slopes of its grey thumbnail of 13 x 13 pixels, less the median of the line: photographs
 of one part under one camera are all alike, and only what sets an image apart can tell. Likeness is the cosine of two

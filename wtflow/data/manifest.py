@@ -158,11 +158,6 @@ def write_findings(table: pa.Table, path: Path) -> None:
     _write(table, path)
 
 
-def read_findings(path: Path) -> pa.Table:
-    """Read what `write_findings` wrote."""
-    return _read(path, FINDINGS_SCHEMA)
-
-
 def split_of(group: str, params: PrepareParams) -> Split:
     """The split of a group's normals: a matter of its name, the salt and the shares, not of other groups."""
     place = _place(group, params.salt)

@@ -1,7 +1,8 @@
 """Where an image is defective: a mask file, or a folder with a file for each region.
 
 A mask marks a pixel where a channel is above 127. Where none is, and in files with a palette, every pixel that is
-not black is marked: such masks hold numbers of defects rather than black and white.
+not black is marked: such masks hold numbers of defects rather than black and white. So do masks of 16 bits that use
+levels up to 255 only.
 """
 
 from collections.abc import Mapping
@@ -42,8 +43,10 @@ class Saturation:
 
 
 def mask_files(root: Path, mask_path: str) -> list[str]:
-    """The files behind a `mask_path`, relative to `root`, sorted: itself, or the images of the folder it names."""
-    if not (root / mask_path).is_dir():
+    """The files behind a `mask_path`, relative to `root`, sorted: itself, or the images of the folder that it names in
+    `root`."""
+    place = root / mask_path
+    if not place.is_dir() or not place.resolve().is_relative_to(root.resolve()):
         return [mask_path]
     below = (path for path in files(root / mask_path) if is_image(path))
     return [(PurePosixPath(mask_path) / path).as_posix() for path in below]
@@ -52,10 +55,12 @@ def mask_files(root: Path, mask_path: str) -> list[str]:
 def read_marks(data: bytes, limits: ImageLimits) -> Marks:
     """What the bytes of a mask file mark. Raises `ImageError` as `decode` does."""
     levels_YX = np.asarray(decode(data, limits).convert("RGB")).max(axis=2)
-    level = int(levels_YX.max())
     with Image.open(BytesIO(data), formats=FORMATS) as image:
-        numbers = image.mode == "P" or level <= 127
-    return Marks(levels_YX > (0 if numbers else 127), level)
+        is_palette = image.mode == "P"
+        if image.mode.startswith("I") and (low_YX := np.asarray(image)).max() <= 255:  # 16 bits, of which 8 are used
+            levels_YX, is_palette = low_YX, True
+    level = int(levels_YX.max())
+    return Marks(levels_YX > (0 if is_palette or level <= 127 else 127), level)
 
 
 def read_saturations(root: Path) -> Mapping[int, Saturation]:

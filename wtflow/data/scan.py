@@ -74,7 +74,7 @@ def _scan_one(root: Path, source: SourceImage, kinds: Collection[int], limits: I
         try:
             marked = _check_masks(root, source.mask_path, picture.size, kinds, limits, md5s)
         except ImageError as error:
-            fault = Rejection(source.path, "bad_mask", str(error))
+            fault = Rejection(source.path, "bad_mask", storable(str(error)))
     return Scanned(source, sha256_bytes(data), *picture.size, fault, marked, md5s, thumbnail(picture))
 
 
@@ -93,8 +93,8 @@ def _check_masks(
     for path in paths:
         try:
             data = _read(root, path, limits)
-            md5s[path] = md5_bytes(data)
             marks = read_marks(data, limits)
+            md5s[path] = md5_bytes(data)  # behind it, for bytes that are cut off at the limit are refused
         except ImageError as error:
             raise ImageError("bad_mask", f"{path}: {error}") from None
         height, width = marks.pixels_YX.shape

@@ -4,7 +4,7 @@ import os
 from pathlib import Path, PurePosixPath
 
 NOT_DATA = frozenset({".git", ".hg", ".dvc"})
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def files(folder: Path) -> list[str]:

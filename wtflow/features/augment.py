@@ -64,13 +64,15 @@ def varied(picture: Image.Image, row: Mapping[str, Any], params: AugmentParams) 
     across, down, turn, scale = draw.uniform(-1, 1, 4) * (params.shift, params.shift, params.turn, params.scale)
     angle, zoom = math.radians(turn), 1 + scale
     cosine, sine = math.cos(angle) / zoom, math.sin(angle) / zoom
-    (width, height), border = picture.size, math.ceil(0.5 * max(picture.size))
+    width, height = picture.size
     middle_x, middle_y = width / 2, height / 2
-    edges = [(border, border), (border, border), (0, 0)][: np.asarray(picture).ndim]
+    lean = math.sin(math.radians(params.turn))  # how far a long side reaches beyond a short one
+    left, above = math.ceil(middle_x + lean * height), math.ceil(middle_y + lean * width)
+    edges = [(above, above), (left, left), (0, 0)][: np.asarray(picture).ndim]
     mirrored = Image.fromarray(np.pad(np.asarray(picture), edges, mode="symmetric"))
     # output (x, y) -> where it is taken from: turned and scaled about the middle, then moved
     matrix = (
-        *(cosine, sine, border + middle_x * (1 + across * 2) - cosine * middle_x - sine * middle_y),
-        *(-sine, cosine, border + middle_y * (1 + down * 2) + sine * middle_x - cosine * middle_y),
+        *(cosine, sine, left + middle_x * (1 + across * 2) - cosine * middle_x - sine * middle_y),
+        *(-sine, cosine, above + middle_y * (1 + down * 2) + sine * middle_x - cosine * middle_y),
     )
     return mirrored.transform(picture.size, Image.Transform.AFFINE, matrix, resample=Image.Resampling.BICUBIC)
