@@ -162,7 +162,9 @@ def _announce(champions: Sequence[Champion], settings: ServeSettings) -> None:
     """Ask the service what it serves, over HTTP, and print it with a command a line."""
     host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     url = f"http://{host}:{settings.port}"
-    typer.echo(f"\nWT-Flow listens on {url} (contract: {url}/docs). Ctrl-C stops it.")
+    typer.echo(
+        f"\nWT-Flow listens on {url} (contract: {url}/docs; without the internet: {url}/openapi.json). Ctrl-C stops it."
+    )
     try:  # not through a proxy: this is the same machine
         reply = httpx.get(f"{url}/v1/lines", timeout=settings.reply_timeout_s, trust_env=False).raise_for_status()
         served = {info.line: info for info in LineList.model_validate_json(reply.content).lines}
