@@ -15,6 +15,7 @@ DEFAULTS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # `ray job submit --runtime-env` may name what is handed over here too
     "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the machine starve a training
 }
 
