@@ -212,11 +212,7 @@ def _watched(on_epoch: Callable[[Epoch], None]) -> Iterator[Any]:
 
     def hand_over() -> None:
         while (values := queue.get()) is not None:
-            try:
-                on_epoch(Epoch(**values))
-            except Exception:
-                # the curve is worth less than the training: say it, and go on
-                logger.exception("epoch %s could not be logged", values["epoch"])
+            on_epoch(Epoch(**values))
 
     thread = threading.Thread(target=hand_over, daemon=True)
     thread.start()
