@@ -27,7 +27,9 @@ class Broken:
         return fail
 
 
-@pytest.fixture(params=[MlflowException("no answer"), requests.ConnectionError("no answer")], ids=["mlflow", "requests"])
+@pytest.fixture(
+    params=[MlflowException("no answer"), requests.ConnectionError("no answer")], ids=["mlflow", "requests"]
+)
 def client(request: pytest.FixtureRequest) -> Any:
     return Broken(request.param)
 
