@@ -70,7 +70,7 @@ def fleet(
     """Train all lines on the cluster of RAY_ADDRESS, or on `cpus` of this machine; yields each as it ends."""
     with cluster(cpus):
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
         from ray.util.queue import Queue
 
         queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": _here()})
@@ -88,6 +88,9 @@ def fleet(
                 line = running.pop(reference)
                 try:
                     yield ray.get(reference)
+                except RayTaskError as error:
+                    remedy = f"the project must be at the same path on all nodes, {Path.cwd()}"
+                    yield Ended(line, 0.0, error=f"its process could not begin: {error}\n    {remedy}")
                 except RayError as error:
                     yield Ended(line, 0.0, error=f"its process died {RESTARTS + 1} times, last: {error}")
         queue.shutdown()
