@@ -21,7 +21,7 @@ import torch
 from pyarrow import fs
 
 from pipelines.adapters import ray_train
-from pipelines.adapters.ray_runtime import cluster
+from pipelines.adapters.ray_runtime import cluster, here
 from pipelines.environment import RunSettings
 from pipelines.lines import line_params
 from pipelines.train import train_line
@@ -73,7 +73,7 @@ def fleet(
         from ray.exceptions import RayError, RayTaskError
         from ray.util.queue import Queue
 
-        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": _here()})
+        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here()})
         fixed = settings.model_copy(update={"threads": settings.cores(), "work": settings.work.resolve()})
         task = ray.remote(_task).options(max_retries=RESTARTS, retry_exceptions=False, **_resources(fixed))
         left = list(lines)
@@ -227,11 +227,3 @@ def _places(settings: RunSettings) -> int:
     if settings.use_gpu:
         places = min(places, int(found.get("GPU", 0) // settings.num_workers))
     return max(1, places)
-
-
-def _here() -> Any:
-    """On the driver's node: the queue must not go with another one."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

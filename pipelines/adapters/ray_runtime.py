@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from wtflow.errors import WTFlowError
 
@@ -69,3 +70,11 @@ def cluster(cores: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def here() -> Any:
+    """Ray's strategy for an actor on the node of this process: a queue must not go with another one."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -9,7 +9,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pyarrow import fs
 
-from pipelines.adapters.ray_runtime import cluster, in_ray
+from pipelines.adapters.ray_runtime import cluster, here, in_ray
 from pipelines.environment import RunSettings
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import DigestError, WTFlowError
@@ -206,19 +206,24 @@ def _worker(config: dict[str, Any]) -> None:
 @contextmanager
 def _watched(on_epoch: Callable[[Epoch], None]) -> Iterator[Any]:
     """A queue for the leading worker's epochs; a thread hands them to `on_epoch` as they come."""
+    from ray.exceptions import RayActorError
     from ray.util.queue import Queue
 
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here()})
 
     def hand_over() -> None:
-        while (values := queue.get()) is not None:
-            on_epoch(Epoch(**values))
+        with suppress(RayActorError):
+            while (values := queue.get()) is not None:
+                on_epoch(Epoch(**values))
 
     thread = threading.Thread(target=hand_over, daemon=True)
     thread.start()
     try:
         yield queue
     finally:
-        queue.put(None)
+        try:
+            queue.put(None)
+        except RayActorError as error:
+            logger.warning("the epochs' queue is gone, and what it held was not logged: %s", error)
         thread.join(timeout=30)
         queue.shutdown()

@@ -47,3 +47,17 @@ def test_two_workers_train_as_one_does(
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
     for name, weight in alone.scorer.state_dict().items():
         torch.testing.assert_close(mine[name], weight, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_queue_that_dies_takes_nothing_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with cluster(1):
+        import ray
+
+        with ray_train._watched(lambda epoch: None) as queue:
+            ray.kill(queue.actor)
+    assert "the epochs' queue is gone" in caplog.text
