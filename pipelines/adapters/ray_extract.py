@@ -40,7 +40,7 @@ def compute_with(settings: RunSettings) -> Compute:
 
 
 def _compute(job: Job, groups: Sequence[Rows], settings: RunSettings) -> Iterator[Partition]:
-    with cluster(settings.cores()):
+    with cluster(settings.cores(), gpus=int(settings.use_gpu)):
         import ray
         from ray.exceptions import RayError, RayTaskError
 

@@ -25,6 +25,8 @@ from wtflow.training import Epoch, Place, TrainingState, TrainParams, be_determi
 
 CHECKPOINTS_KEPT = 2
 RESTARTS = 3
+WAITS = 30
+"""For CPUs and GPUs, a minute each: a cluster that grows may need that long for a node."""
 UNREADABLE = "CheckpointManagerInitializationError"
 """Ray's word for a run whose note of its checkpoints is half written, or names one that is gone."""
 FULL = re.compile(r"(No space left on device|Disk quota exceeded)(: '(?P<path>[^']+)')?")
@@ -59,11 +61,11 @@ def fit(
 def _fit(
     name: str, features: Path, params: TrainParams, settings: RunSettings, on_epoch: Callable[[Epoch], None]
 ) -> TrainingState:
-    with cluster(settings.cores()), _watched(on_epoch) as queue:
+    threads = max(1, settings.cores() // settings.num_workers)
+    gpus = settings.num_workers * settings.use_gpu
+    with cluster(settings.cores(), threads * settings.num_workers, gpus), _watched(on_epoch) as queue:
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
-
-        threads = max(1, settings.cores() // settings.num_workers)
 
         def trainer() -> Any:
             return TorchTrainer(
@@ -84,7 +86,7 @@ def _fit(
                 run_config=RunConfig(
                     name=name,
                     storage_path=storage(settings),
-                    failure_config=FailureConfig(max_failures=RESTARTS),
+                    failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=WAITS),
                     checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
                 ),
             )
