@@ -39,8 +39,6 @@ def main(line: str) -> None:
     prepared = line_params(line, "prepare", PrepareParams)
     manifest = Manifest.read(Path(f"data/prepared/{line}/manifest.parquet"))
     backbone = build_backbone(params.backbone)
-    if settings.use_gpu:
-        backbone = backbone.to("cuda")
     job = Job(Path(f"data/raw/{line}").absolute(), feature_cache(), backbone, params, prepared.limits)
     with job.cache.held():
         # of other lines, or of this one when DVC did not start the stage

@@ -80,18 +80,25 @@ def _train(lines: Sequence[str], settings: RunSettings, cpus: int) -> dict[str, 
     failed: dict[str, str] = {}
     waiting: dict[str, str] = {}
     due = time.monotonic() + COMMIT_EVERY_S
-    with FleetTable(lines) as table:
-        for ended in fleet(lines, settings, cpus, table.tell):
-            table.end(ended)
-            if ended.error:
-                failed[ended.line] = f"{ended.error}\n    Mend it, then type the same command"
-            else:
-                waiting[ended.line] = ended.run
-            if (began := time.monotonic()) > due:
-                failed |= commit(waiting)
-                waiting, ended_at = {}, time.monotonic()
-                due = ended_at + max(COMMIT_EVERY_S, (ended_at - began) / COMMIT_SHARE)
-    return failed | commit(waiting)
+    try:
+        with FleetTable(lines) as table:
+            for ended in fleet(lines, settings, cpus, table.tell):
+                table.end(ended)
+                if ended.error:
+                    failed[ended.line] = f"{ended.error}\n    Mend it, then type the same command"
+                else:
+                    waiting[ended.line] = ended.run
+                if (began := time.monotonic()) > due:
+                    try:
+                        failed |= commit(waiting)
+                        waiting = {}
+                    except WTFlowError as error:  # another DVC command may be at work
+                        say(f"fleet: {error}\nTried again later.")
+                    ended_at = time.monotonic()
+                    due = ended_at + max(COMMIT_EVERY_S, (ended_at - began) / COMMIT_SHARE)
+    finally:  # cut off, it notes what is trained all the same
+        failed |= commit(waiting)
+    return failed
 
 
 def commit(runs: Mapping[str, str]) -> dict[str, str]:

@@ -87,6 +87,8 @@ def promote(
                 f"challenger: image AUROC {challenger.image_auroc:.4f} is more than {margin} below {best:.4f}, the "
                 f"best that a champion had on this test set, so version {number} stays (now at {champion:.4f})"
             )
+    if models.aliases(client, line).get(models.CHAMPION) != number:  # another process was faster
+        return promote(client, line, challenger, shards, margin)
     models.crown(client, line, challenger, best)
     return "champion" if number is None else f"champion in place of version {number}"
 

@@ -78,10 +78,11 @@ def _of(found: "ModelVersion") -> Registered:
 
 
 def crown(client: "MlflowClient", line: str, version: Registered, best: float | None) -> None:
-    """Give a version the alias `champion`, and note the highest AUROC of any champion on its test set: its own or
-    `best`, that of the champions before it."""
+    """Give a version the alias `champion`, and note the highest AUROC of any champion on its test set: its own, `best`,
+    that of the champions before it, or what is noted by now."""
     client.set_registered_model_alias(model_name(line), CHAMPION, str(version.version))
-    known = [auroc for auroc in (version.image_auroc, best) if auroc is not None]
+    noted = best_champion(client, line, version.test_set)
+    known = [auroc for auroc in (version.image_auroc, best, noted) if auroc is not None]
     if known:
         client.set_registered_model_tag(model_name(line), _best_tag(version.test_set), json.dumps(max(known)))
 

@@ -25,12 +25,14 @@ QUEUED = 2
 
 
 def compute_with(settings: RunSettings) -> Compute:
-    """Where partitions are computed: on Ray with RAY_ADDRESS or several workers, unless there is one task only; else
-    in this process."""
+    """Where partitions are computed: on Ray with RAY_ADDRESS or several workers, unless there is one task only, and no
+    need of a GPU, which this machine may lack; else in this process."""
 
     def compute(job: Job, groups: Sequence[Rows]) -> Iterator[Partition]:
         several = settings.num_workers > 1 or "RAY_ADDRESS" in os.environ
-        if not several or len(groups) < 2 or in_ray():
+        if not several or (len(groups) < 2 and not settings.use_gpu) or in_ray():
+            if settings.use_gpu:
+                job.backbone.to("cuda")
             return compute_here(job, groups)
         return _compute(job, groups, settings)
 
@@ -38,7 +40,7 @@ def compute_with(settings: RunSettings) -> Compute:
 
 
 def _compute(job: Job, groups: Sequence[Rows], settings: RunSettings) -> Iterator[Partition]:
-    with cluster(settings.cores()):
+    with cluster(settings.cores(), gpus=int(settings.use_gpu)):
         import ray
         from ray.exceptions import RayError, RayTaskError
 

@@ -21,7 +21,7 @@ import torch
 from pyarrow import fs
 
 from pipelines.adapters import ray_train
-from pipelines.adapters.ray_runtime import cluster
+from pipelines.adapters.ray_runtime import cluster, here
 from pipelines.environment import RunSettings
 from pipelines.lines import line_params
 from pipelines.train import train_line
@@ -68,12 +68,13 @@ def fleet(
     lines: Sequence[str], settings: RunSettings, cpus: int, on_news: Callable[[Sequence[News]], None]
 ) -> Iterator[Ended]:
     """Train all lines on the cluster of RAY_ADDRESS, or on `cpus` of this machine; yields each as it ends."""
-    with cluster(cpus):
+    gpus = settings.num_workers * settings.use_gpu
+    with cluster(cpus, _threads(settings) * settings.num_workers, gpus):
         import ray
-        from ray.exceptions import RayError
+        from ray.exceptions import RayError, RayTaskError
         from ray.util.queue import Queue
 
-        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": _here()})
+        queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here()})
         fixed = settings.model_copy(update={"threads": settings.cores(), "work": settings.work.resolve()})
         task = ray.remote(_task).options(max_retries=RESTARTS, retry_exceptions=False, **_resources(fixed))
         left = list(lines)
@@ -88,6 +89,9 @@ def fleet(
                 line = running.pop(reference)
                 try:
                     yield ray.get(reference)
+                except RayTaskError as error:
+                    remedy = f"the project must be at the same path on all nodes, {Path.cwd()}"
+                    yield Ended(line, 0.0, error=f"its process could not begin: {error}\n    {remedy}")
                 except RayError as error:
                     yield Ended(line, 0.0, error=f"its process died {RESTARTS + 1} times, last: {error}")
         queue.shutdown()
@@ -214,21 +218,17 @@ def _resources(settings: RunSettings) -> dict[str, float]:
     return {"num_cpus": settings.cores(), "num_gpus": int(settings.use_gpu)}
 
 
+def _threads(settings: RunSettings) -> int:
+    """Of a worker."""
+    return max(1, settings.cores() // settings.num_workers)
+
+
 def _places(settings: RunSettings) -> int:
     """How many lines have room at a time: more would only wait for their workers, until Ray gives up on them."""
     import ray
 
     found = ray.cluster_resources()
-    threads = max(1, settings.cores() // settings.num_workers) * settings.num_workers
-    places = int(found.get("CPU", 0) // threads)
+    places = int(found.get("CPU", 0) // (_threads(settings) * settings.num_workers))
     if settings.use_gpu:
         places = min(places, int(found.get("GPU", 0) // settings.num_workers))
     return max(1, places)
-
-
-def _here() -> Any:
-    """On the driver's node: the queue must not go with another one."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

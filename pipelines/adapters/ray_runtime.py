@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from wtflow.errors import WTFlowError
 
@@ -15,6 +16,7 @@ DEFAULTS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",  # `ray job submit --runtime-env` may name what is handed over here too
     "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the machine starve a training
 }
 
@@ -36,8 +38,12 @@ def passed(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def cluster(cores: int) -> Iterator[None]:
-    """A connected Ray. Workers see the project's code and the settings of this process. In a task, it is the task's."""
+def cluster(cores: int, cpus: int = 0, gpus: int = 0) -> Iterator[None]:
+    """A connected Ray. Workers see the project's code and the settings of this process. In a task, it is the task's.
+
+    Raises `WTFlowError` if one that is started here, with `cores` CPUs, never had the `cpus` and `gpus` that a line
+    asks for at once: Ray would wait for them.
+    """
     if in_ray():
         yield
         return
@@ -46,6 +52,7 @@ def cluster(cores: int) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, gone with it
+        _has("CPUs", cores, cpus, "Lower WTFLOW_NUM_WORKERS or WTFLOW_THREADS (unset: all cores), or raise --cpus")
     import ray
 
     runtime = {"env_vars": {**passed(os.environ), "PYTHONPATH": str(Path.cwd())}}
@@ -65,6 +72,26 @@ def cluster(cores: int) -> Iterator[None]:
         )
         raise WTFlowError(f"{what}: {error}\n{remedy} Then type the same command.") from error
     try:
+        if local:
+            found = int(ray.cluster_resources().get("GPU", 0))
+            _has("GPUs", found, gpus, "Unset WTFLOW_USE_GPU, or lower WTFLOW_NUM_WORKERS")
         yield
     finally:
         ray.shutdown()
+
+
+def _has(what: str, found: int, asked: int, remedy: str) -> None:
+    """Raise unless there is as much as is asked for."""
+    if asked > found:
+        raise WTFlowError(
+            f"WTFLOW_THREADS, WTFLOW_NUM_WORKERS, WTFLOW_USE_GPU: a line asks for {asked} {what} at once, and Ray has "
+            f"{found} on this machine. {remedy}."
+        )
+
+
+def here() -> Any:
+    """Ray's strategy for an actor on the node of this process: a queue must not go with another one."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -9,7 +9,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pyarrow import fs
 
-from pipelines.adapters.ray_runtime import cluster, in_ray
+from pipelines.adapters.ray_runtime import cluster, here, in_ray
 from pipelines.environment import RunSettings
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import DigestError, WTFlowError
@@ -25,6 +25,8 @@ from wtflow.training import Epoch, Place, TrainingState, TrainParams, be_determi
 
 CHECKPOINTS_KEPT = 2
 RESTARTS = 3
+WAITS = 30
+"""For CPUs and GPUs, a minute each: a cluster that grows may need that long for a node."""
 UNREADABLE = "CheckpointManagerInitializationError"
 """Ray's word for a run whose note of its checkpoints is half written, or names one that is gone."""
 FULL = re.compile(r"(No space left on device|Disk quota exceeded)(: '(?P<path>[^']+)')?")
@@ -59,11 +61,11 @@ def fit(
 def _fit(
     name: str, features: Path, params: TrainParams, settings: RunSettings, on_epoch: Callable[[Epoch], None]
 ) -> TrainingState:
-    with cluster(settings.cores()), _watched(on_epoch) as queue:
+    threads = max(1, settings.cores() // settings.num_workers)
+    gpus = settings.num_workers * settings.use_gpu
+    with cluster(settings.cores(), threads * settings.num_workers, gpus), _watched(on_epoch) as queue:
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
-
-        threads = max(1, settings.cores() // settings.num_workers)
 
         def trainer() -> Any:
             return TorchTrainer(
@@ -84,7 +86,7 @@ def _fit(
                 run_config=RunConfig(
                     name=name,
                     storage_path=storage(settings),
-                    failure_config=FailureConfig(max_failures=RESTARTS),
+                    failure_config=FailureConfig(max_failures=RESTARTS, controller_failure_limit=WAITS),
                     checkpoint_config=CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
                 ),
             )
@@ -206,23 +208,24 @@ def _worker(config: dict[str, Any]) -> None:
 @contextmanager
 def _watched(on_epoch: Callable[[Epoch], None]) -> Iterator[Any]:
     """A queue for the leading worker's epochs; a thread hands them to `on_epoch` as they come."""
+    from ray.exceptions import RayActorError
     from ray.util.queue import Queue
 
-    queue = Queue(actor_options={"num_cpus": 0})
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here()})
 
     def hand_over() -> None:
-        while (values := queue.get()) is not None:
-            try:
+        with suppress(RayActorError):
+            while (values := queue.get()) is not None:
                 on_epoch(Epoch(**values))
-            except Exception:
-                # the curve is worth less than the training: say it, and go on
-                logger.exception("epoch %s could not be logged", values["epoch"])
 
     thread = threading.Thread(target=hand_over, daemon=True)
     thread.start()
     try:
         yield queue
     finally:
-        queue.put(None)
+        try:
+            queue.put(None)
+        except RayActorError as error:
+            logger.warning("the epochs' queue is gone, and what it held was not logged: %s", error)
         thread.join(timeout=30)
         queue.shutdown()

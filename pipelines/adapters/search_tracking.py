@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from pipelines.adapters.tracking import flat, run_of, tracking, tracking_uri
+from pipelines.adapters.tracking import flat, losable, run_of, tracking, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,17 +27,19 @@ class SearchRun:
             self.parent = run_of(client, experiment, self.line, self.key, flat(settings))
 
     def log(self, trial: str, values: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-        """An epoch of a trial."""
+        """An epoch of a trial. Warns if MLflow does not take it."""
         from mlflow.entities import Metric
 
-        run, step = self._run(trial, values), int(figures["epoch"])
+        step = int(figures["epoch"])
         points = [Metric(name, value, 0, step) for name, value in figures.items() if name != "epoch"]
-        self.client.log_batch(run, metrics=points)
+        with losable(f"trial {trial}: epoch {step}"):
+            self.client.log_batch(self._run(trial, values), metrics=points)
 
     def end(self, trial: str, status: str) -> None:
-        """A trial's last word."""
+        """A trial's last word. Warns if MLflow does not take it."""
         if trial in self._runs:
-            self.client.set_terminated(self._runs[trial], status)
+            with losable(f"trial {trial}: its end"):
+                self.client.set_terminated(self._runs[trial], status)
 
     def finish(
         self, figures: Mapping[str, float], tags: Mapping[str, str], pictures: Mapping[str, Path], trials: Sequence[str]

@@ -49,6 +49,17 @@ def _told() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def losable(what: str) -> Iterator[None]:
+    """What MLflow does not take inside is told and lost: a curve is worth less than the training."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # OSError: a connection
+        logger.warning("%s could not be noted in MLflow at %s: %s", what, tracking_uri(), error)
+
+
 class TrainingRun:
     """The run of one training, written to while it goes on. A run of the same key that was cut off is continued."""
 
@@ -62,12 +73,14 @@ class TrainingRun:
         return self
 
     def log(self, epoch: Epoch) -> None:
-        """The epoch's loss and learning rate."""
+        """The epoch's loss and learning rate. Warns if MLflow does not take them."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
         values = {"loss": epoch.loss, "learning_rate": epoch.learning_rate}
-        self.client.log_batch(self.run_id, [Metric(name, value, now, epoch.epoch) for name, value in values.items()])
+        points = [Metric(name, value, now, epoch.epoch) for name, value in values.items()]
+        with losable(f"{self.key}: epoch {epoch.epoch}"):
+            self.client.log_batch(self.run_id, points)
 
     def finish(self, bundle_digest: str) -> None:
         """Say which bundle came out."""

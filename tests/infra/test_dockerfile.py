@@ -10,6 +10,8 @@ from tests.guards.closure import ROOT
 DOCKERFILE = ROOT / "infra" / "Dockerfile"
 SECRET = re.compile(r"(?i)(password|secret|token|access_key)[a-z_]*\s*[=:]\s*\S")
 PINNED = re.compile(r"[\w./-]+:\d[\w.-]*|[\w./-]+@sha256:[0-9a-f]{64}")
+LOGIN = re.compile(r"echo 'export PATH=/opt/wtflow/bin:\$PATH' > /etc/profile\.d/\w+\.sh")
+"""Debian's /etc/profile sets PATH anew, and reads these files then."""
 STAGES = ("tracker", "wtflow")
 """Those that run somewhere; others only hand on files."""
 
@@ -57,6 +59,8 @@ def faults(text: str) -> list[str]:
         users = [rest for name, rest in own if name == "USER"]
         if not users or users[-1].split(":")[0] in ("root", "0"):
             found.append(f"{stage} runs as root")
+        if not any(LOGIN.fullmatch(rest) for name, rest in own if name == "RUN"):
+            found.append(f"{stage}: a login shell, as of Ray's launcher, does not find ray")
         found += [f"{stage} has no {wanted}" for wanted in ("HEALTHCHECK", "CMD") if wanted not in dict(own)]
     return found
 
@@ -79,6 +83,7 @@ def test_no_fault() -> None:
         ("psycopg2-binary==2.9.13", "psycopg2-binary", "not pinned: "),
         ("    && rm -rf /var/lib/apt/lists/* \\\n", "", "apt lists are left"),
         ("COPY --chown", "ADD --chown", "ADD: use COPY"),
+        ("/etc/profile.d", "/etc", "wtflow: a login shell"),
         ("HEALTHCHECK", "LABEL", "wtflow has no HEALTHCHECK"),
     ],
 )

@@ -190,6 +190,25 @@ def test_the_service_s_config_is_ray_serve_s() -> None:
         ServeDeploySchema.model_validate(broken)
 
 
+def commands(text: str) -> list[str]:
+    """Of a line for a shell that does one after the other."""
+    return [one.strip() for one in text.split("&&")]
+
+
+def test_clusters_extract_before_the_fleet_trains() -> None:
+    """The fleet trains no line whose features are stale, and `dvc repro` alone trains one line after the other."""
+    order = ["dvc repro extract", "python -m pipelines.fleet", "dvc repro"]
+    entrypoint = yaml.safe_load((INFRA / "kuberay/rayjob.yaml").read_text())["spec"]["entrypoint"]
+    told = (ROOT / "docs/operations.md").read_text()
+    (launched,) = re.findall(r"^ray exec infra/ray-cluster\.yaml '(.*)'$", told, re.MULTILINE)
+    composed = re.findall(r"^docker compose .* exec (.*) ray-head (.*)$", told, re.MULTILINE)
+    assert commands(entrypoint)[1:4] == order
+    assert commands(launched)[-3:] == order
+    assert [command for _, command in composed] == order
+    assert all("RAY_ADDRESS=auto" in given and "WTFLOW_THREADS=1" in given for given, _ in composed)
+    assert "MLFLOW_TRACKING_URI=" in launched  # else all nodes write to one SQLite file
+
+
 def test_settings_that_the_manifests_name_exist() -> None:
     """An unknown WTFLOW_SERVE_* stops the service; an unknown other one would be ignored."""
     stages = {f"WTFLOW_{name.upper()}" for name in RunSettings.model_fields}

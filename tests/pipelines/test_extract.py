@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 import yaml
 
 from pipelines import extract, prepare
+from pipelines.adapters import ray_extract
+from pipelines.environment import RunSettings
 from tests.tiny_line import EXTRACT, LINE, PREPARE
 from wtflow.data.manifest import Manifest, read_rejected
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
+from wtflow.features.backbone import Backbone
+from wtflow.features.extract import Job, Partition, Rows, compute_here
 
 REPOSITORY = Path(__file__).parents[2]
 STAGES = ("prepare", "extract", "train", "evaluate", "register")
@@ -123,3 +128,28 @@ def test_a_disk_that_fills_in_the_middle_of_a_shard(workspace: Path, tiny_featur
     for output in extract.OUTPUTS:
         features = f"data/features/{LINE}/{output}"
         assert FeatureShards.open(workspace / features).digest == FeatureShards.open(tiny_features / features).digest
+
+
+def test_a_gpu_is_asked_for_only_where_something_is_computed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(Backbone, "to", lambda backbone, device: asked.append(device) or backbone)
+    monkeypatch.setenv("WTFLOW_USE_GPU", "true")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    extract.main(LINE)
+    assert set(asked) == {"cuda"}
+    asked.clear()
+    extract.main(LINE)  # all of it is in the cache
+    assert asked == []
+    shutil.rmtree(workspace / ".wtflow/features")
+    shutil.rmtree(workspace / "data/features")
+    monkeypatch.setenv("RAY_ADDRESS", "a cluster's")
+    elsewhere: list[int] = []
+
+    def on_ray(job: Job, groups: Sequence[Rows], settings: RunSettings) -> Iterator[Partition]:
+        elsewhere.append(len(groups))
+        return compute_here(job, groups)
+
+    monkeypatch.setattr(ray_extract, "_compute", on_ray)
+    extract.main(LINE)
+    assert len(elsewhere) == 2
+    assert asked == []

@@ -3,15 +3,20 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 
 import mlflow
 import pytest
 import yaml
 
+from pipelines import fleet
+from pipelines.adapters import ray_fleet, tracking
+from pipelines.environment import RunSettings
 from tests.e2e.project import Project
 from tests.pipelines.fleets import digest, make_fleet
+from wtflow.errors import WTFlowError
 
-pytestmark = pytest.mark.slow
 FLEET = [sys.executable, "-m", "pipelines.fleet", "--cpus", "2"]
 LINES = ("line-0", "line-1", "line-2")
 
@@ -34,6 +39,62 @@ def status(project: Project) -> dict[str, object]:
     return found
 
 
+class Lock:
+    """Stands in for DVC, whose lock another command holds for so many tries."""
+
+    def __init__(self, held: int) -> None:
+        self.held = held
+        self.noted: list[str] = []
+
+    def commit(self, runs: Mapping[str, str]) -> dict[str, str]:
+        """Note these lines."""
+        if self.held:
+            self.held -= 1
+            raise WTFlowError("dvc.lock: held")
+        self.noted += runs
+        return {}
+
+
+def train_with(monkeypatch: pytest.MonkeyPatch, lock: Lock, error: BaseException | None = None) -> dict[str, str]:
+    """A fleet whose lines end at once, the last one with `error`; DVC is told behind each."""
+
+    def ends(*_: object) -> Iterator[ray_fleet.Ended]:
+        for line in LINES[:2]:
+            yield ray_fleet.Ended(line, 1.0, "run", "digest")
+        if error is not None:
+            raise error
+        yield ray_fleet.Ended(LINES[2], 1.0, "run", "digest")
+
+    monkeypatch.setattr(ray_fleet, "fleet", ends)
+    monkeypatch.setattr(tracking, "tracking", nullcontext)
+    monkeypatch.setattr(fleet, "commit", lock.commit)
+    monkeypatch.setattr(fleet, "COMMIT_EVERY_S", -1)
+    monkeypatch.setattr(fleet, "COMMIT_SHARE", 1e9)
+    return fleet._train(LINES, RunSettings(), 1)
+
+
+def test_a_lock_that_another_command_holds_costs_no_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = Lock(held=2)
+    assert train_with(monkeypatch, lock) == {}
+    assert lock.noted == list(LINES)
+    assert capsys.readouterr().out.count("fleet: dvc.lock: held") == 2
+
+
+def test_a_lock_that_is_held_to_the_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(WTFlowError, match="held"):
+        train_with(monkeypatch, Lock(held=9))
+
+
+def test_what_is_trained_is_noted_when_the_fleet_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock = Lock(held=1)
+    with pytest.raises(KeyboardInterrupt):
+        train_with(monkeypatch, lock, KeyboardInterrupt())
+    assert lock.noted == list(LINES[:2])
+
+
+@pytest.mark.slow
 def test_a_line_that_fails_stops_no_other_and_dvc_knows_the_rest(project: Project) -> None:
     printed = project.run(*FLEET, code=1)
     assert "error: fleet: 1 of 3 lines failed:" in printed

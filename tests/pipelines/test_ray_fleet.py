@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from pipelines.adapters import ray_fleet
 from pipelines.adapters.ray_fleet import KEPT, Checkpoints, News, fit_here, fleet
 from pipelines.adapters.ray_train import forget
 from pipelines.environment import RunSettings
@@ -158,3 +159,34 @@ def test_lines_on_one_ray_get_the_bundles_of_the_plain_loop(place: Path) -> None
         assert [one.done for one in told][:1] == [0]
         assert {one.epochs for one in told} == {tiny_line.TRAIN["epochs"]}
     assert [path.name for path in (place / "work/train").iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ({"threads": 2}, "2 CPUs"),
+        ({"threads": 1, "num_workers": 2}, "2 CPUs"),
+        pytest.param({"threads": 1, "use_gpu": True}, "1 GPUs", marks=pytest.mark.slow),
+    ],
+)
+def test_what_this_machine_never_has_is_not_waited_for(
+    asked: dict[str, Any], what: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    settings = RunSettings(work=place / "work", **asked)
+    with pytest.raises(WTFlowError, match=rf"WTFLOW_THREADS.*a line asks for {what} at once, and Ray has [01] on"):
+        list(fleet(["a"], settings, 1, lambda news: None))
+
+
+@pytest.mark.slow
+def test_a_node_without_the_project_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere(type(place)):  # type: ignore[misc]
+        @classmethod
+        def cwd(cls) -> Path:
+            return place / "nowhere"
+
+    monkeypatch.setattr(ray_fleet, "Path", Elsewhere)
+    (ended,) = fleet(["a"], RunSettings(work=place / "work", threads=1), 1, lambda news: None)
+    assert "could not begin" in ended.error
+    assert "died" not in ended.error
+    assert ended.error.endswith(f"the project must be at the same path on all nodes, {place}/nowhere")

@@ -1,5 +1,6 @@
 """What the tasks of a Ray get of this process's environment."""
 
+import json
 import os
 from pathlib import Path
 
@@ -43,3 +44,23 @@ def test_a_ray_of_this_process_has_its_secrets_and_does_not_show_them(
     assert seen == {**SECRETS, **SETTINGS}
     assert "http://s3" in shown
     assert not [value for value in SECRETS.values() if value in shown]
+
+
+@pytest.mark.slow
+def test_a_submitted_job_may_have_settings_in_its_runtime_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"WTFLOW_THREADS": "1", "OTHER": "kept"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    # as `ray job submit` hands a job its runtime environment
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": {"env_vars": given}, "metadata": {}}))
+    monkeypatch.delenv("RAY_OVERRIDE_JOB_RUNTIME_ENV", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with cluster(1):
+        import ray
+
+        seen = dict(ray.get_runtime_context().runtime_env["env_vars"])
+    assert seen["PYTHONPATH"] == str(tmp_path)
+    assert {name: seen[name] for name in given} == given

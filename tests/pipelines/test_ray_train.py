@@ -11,6 +11,7 @@ from pipelines.environment import RunSettings
 from tests.guards.closure import ROOT
 from tests.tiny_line import train_params
 from wtflow.data.shards import FeatureShards
+from wtflow.errors import WTFlowError
 from wtflow.training import start, train
 
 PLACES = {"velocity": {"kind": "location"}, "batches": {"kind": "places", "places": 63}}  # not to be halved
@@ -47,3 +48,39 @@ def test_two_workers_train_as_one_does(
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
     for name, weight in alone.scorer.state_dict().items():
         torch.testing.assert_close(mine[name], weight, rtol=1e-2, atol=1e-3)
+
+
+def test_workers_that_this_machine_has_no_cpus_for_are_refused(
+    tiny_fit: FeatureShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = RunSettings(work=tmp_path, threads=2, num_workers=4)
+    with pytest.raises(WTFlowError, match="4 CPUs at once, and Ray has 2 on this machine"):
+        ray_train.fit("run", tiny_fit.folder, train_params(epochs=1), settings, lambda epoch: None)
+
+
+@pytest.mark.slow
+def test_resources_that_a_cluster_never_gets_are_not_waited_for_without_end(
+    tiny_fit: FeatureShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    monkeypatch.setattr(ray_train, "WAITS", 1)
+    settings = RunSettings(work=tmp_path, threads=2, num_workers=2)
+    with cluster(1), pytest.raises(WTFlowError, match=r"training run failed: .*(?s:.*)resources"):
+        ray_train.fit("run", tiny_fit.folder, train_params(epochs=1), settings, lambda epoch: None)
+
+
+@pytest.mark.slow
+def test_a_queue_that_dies_takes_nothing_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with cluster(1):
+        import ray
+
+        with ray_train._watched(lambda epoch: None) as queue:
+            ray.kill(queue.actor)
+    assert "the epochs' queue is gone" in caplog.text

@@ -1,11 +1,11 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipelines import comparison
+from pipelines import comparison, register
 from pipelines.adapters import mlflow_registry as models
 from pipelines.adapters.tracking import tracking
 from pipelines.register import promote
@@ -70,6 +70,32 @@ def test_a_model_that_a_person_made_champion_is_the_one_to_beat(
     client.set_registered_model_alias(name, models.CHAMPION, str(challenger(client, "by-hand", 0.95).version))
     promote(client, "by-hand", challenger(client, "by-hand", 0.90), tiny_test, MARGIN)
     assert champion(client, "by-hand") == 2
+
+
+def test_a_champion_that_another_process_makes_meanwhile_is_the_one_to_beat(
+    client: "MlflowClient", tiny_test: FeatureShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.create_registered_model(models.model_name("race"))
+    promote(client, "race", challenger(client, "race", 0.90), tiny_test, MARGIN)
+    slow, fast = challenger(client, "race", 0.91), challenger(client, "race", 0.95)
+    measure = register._auroc_of_champion
+
+    def overtaken(*arguments: Any) -> float | None:
+        monkeypatch.undo()
+        models.crown(client, "race", fast, None)
+        return measure(*arguments)
+
+    monkeypatch.setattr(register, "_auroc_of_champion", overtaken)
+    verdict = promote(client, "race", slow, tiny_test, MARGIN)
+    assert f"version {fast.version} stays (now at 0.9500)" in verdict
+    assert champion(client, "race") == fast.version
+
+
+def test_the_best_that_is_noted_never_falls(client: "MlflowClient") -> None:
+    client.create_registered_model(models.model_name("best"))
+    for auroc in (0.95, 0.90):
+        models.crown(client, "best", challenger(client, "best", auroc), None)
+    assert models.best_champion(client, "best", TEST_SET) == 0.95
 
 
 def test_without_anomalies_the_champion_stays(client: "MlflowClient", tiny_test: FeatureShards) -> None:

@@ -1,0 +1,62 @@
+"""An MLflow that does not answer while something trains."""
+
+import logging
+from typing import Any, NoReturn
+
+import pytest
+import requests
+from mlflow.exceptions import MlflowException
+
+from pipelines.adapters.search_tracking import SearchRun
+from pipelines.adapters.tracking import TrainingRun
+from tests.tiny_line import train_params
+from wtflow.errors import WTFlowError
+from wtflow.training import Epoch
+
+
+class Broken:
+    """A client whose server is gone."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_: object, **__: object) -> NoReturn:
+            raise self.error
+
+        return fail
+
+
+@pytest.fixture(
+    params=[MlflowException("no answer"), requests.ConnectionError("no answer")], ids=["mlflow", "requests"]
+)
+def client(request: pytest.FixtureRequest) -> Any:
+    return Broken(request.param)
+
+
+def test_an_epoch_that_is_not_noted_ends_no_training(client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    run = TrainingRun("line", "line-0", train_params())
+    run.client, run.run_id = client, "1"
+    with caplog.at_level(logging.WARNING):
+        run.log(Epoch(epoch=2, loss=0.5, learning_rate=0.1))
+    assert "line-0: epoch 2 could not be noted in MLflow at" in caplog.text
+    assert "no answer" in caplog.text
+
+
+def test_the_bundle_of_a_training_must_be_noted() -> None:
+    run = TrainingRun("line", "line-0", train_params())
+    run.client, run.run_id = Broken(MlflowException("no answer")), "1"  # type: ignore[assignment]
+    with pytest.raises(WTFlowError, match="does the server run"):
+        run.finish("0" * 64)
+
+
+def test_a_trial_that_is_not_noted_ends_no_search(client: Any, caplog: pytest.LogCaptureFixture) -> None:
+    run = SearchRun("line", "line-0")
+    run._client, run.experiment, run.parent = client, "0", "1"
+    with caplog.at_level(logging.WARNING):
+        run.log("a", {"learning_rate": 0.1}, {"epoch": 0, "loss": 0.5})
+        run._runs["a"] = "2"
+        run.log("a", {"learning_rate": 0.1}, {"epoch": 1, "loss": 0.5})
+        run.end("a", "FINISHED")
+    for what in ("epoch 0", "epoch 1", "its end"):
+        assert f"trial a: {what} could not be noted in MLflow at" in caplog.text
