@@ -29,7 +29,7 @@ def compute_with(settings: RunSettings) -> Compute:
     in this process."""
 
     def compute(job: Job, groups: Sequence[Rows]) -> Iterator[Partition]:
-        several = settings.num_workers > 1 or "RAY_ADDRESS" in os.environ
+        several = settings.num_workers > 1 or bool(os.environ.get("RAY_ADDRESS"))
         if not several or len(groups) < 2 or in_ray():
             return compute_here(job, groups)
         return _compute(job, groups, settings)

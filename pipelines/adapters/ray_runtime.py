@@ -43,7 +43,7 @@ def cluster(cores: int) -> Iterator[None]:
         return
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, gone with it
     import ray
