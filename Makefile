@@ -74,9 +74,9 @@ format: setup  ## format the code and mend what the linter can mend
 	@ruff format .
 	@ruff check --fix .
 
-bench: setup  ## make bench NAME=main_job: run a benchmark, print its table, write benchmarks/results/
+bench: setup  ## make bench NAME=main_job: run a benchmark, print its table, write benchmarks/results/; ARGS=--kept: options of it
 	@test -f "benchmarks/$(NAME).py" || { echo "error: no benchmarks/$(NAME).py. Type: make bench NAME=<one of: $(filter-out __init__ report neighbours product_lines,$(basename $(notdir $(wildcard benchmarks/*.py))))>" >&2; exit 2; }
-	@python -m benchmarks.$(NAME)
+	@python -m benchmarks.$(NAME) $(ARGS)
 
 peers: setup  ## install what the comparison with other methods needs (infra/peers.lock), once, on top of the environment
 	@infra/setup_env.sh "$(PEERS_VENV)" infra/peers.lock "$(VENV)"
@@ -91,7 +91,7 @@ lock: setup  ## resolve pyproject.toml anew into requirements.lock
 	    cat requirements.lock.new; } > requirements.lock && rm requirements.lock.new
 	@git --no-pager diff --stat -- requirements.lock
 
-clean:  ## remove what was built; never data/, the DVC cache or MLflow's
+clean:  ## remove models, reports, and .wtflow with the feature cache and kept benchmark runs; never data/, the DVC cache or MLflow's
 	rm -rf models evaluations reports registry .wtflow
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

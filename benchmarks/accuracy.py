@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog="example: make bench NAME=accuracy")
+    parser = argparse.ArgumentParser(description=__doc__, epilog="example: make bench NAME=accuracy ARGS=--kept")
     parser.add_argument("--method", help="measure this one only")
     parser.add_argument("--line", help="measure this line only")
     parser.add_argument("--seed", type=int, choices=SEEDS, help="measure this seed only")

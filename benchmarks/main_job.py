@@ -22,6 +22,7 @@ import torch
 from benchmarks import neighbours
 from benchmarks.product_lines import PROJECT, extract_features, product_lines
 from benchmarks.report import Claim, at_least, at_most, parse_no_arguments, publish
+from pipelines.environment import RunSettings, timings_file
 from pipelines.lines import line_params
 from pipelines.validation import Sample
 from wtflow.artefact import read_json
@@ -34,6 +35,7 @@ from wtflow.training import TrainingState, TrainParams, be_deterministic, finish
 SEEDS = (0, 1, 2)
 FIGURES = ("image_auroc", "fpr", "tpr")
 LIMITS = {"solar-mono": 0.92, "solar-poly": 0.90}
+STAGES = ("fetch", "prepare", "extract", "train", "evaluate", "register")
 THREADS = len(os.sched_getaffinity(0))
 
 
@@ -58,8 +60,12 @@ def _claims(rows: list[dict[str, Any]]) -> list[Claim]:
             claims.append(at_least(f"{line}: mean image AUROC over seeds 0, 1, 2", mean, LIMITS[line]))
         ahead = mean - found[line, "nearest neighbours"]["image_auroc"]
         claims.append(at_least(f"{line}: ahead of nearest neighbours on the same features and split", ahead, 0))
-    seconds = sum(row.get("seconds", 0) for row in rows if row["what"].startswith("stage ") and row["line"] in LIMITS)
-    return [*claims, at_most("minutes of all stages of the default lines, one after the other", seconds / 60, 15)]
+    stages = [found.get((line, f"stage {stage}")) for line in LIMITS for stage in STAGES]
+    whole = [row for row in stages if row is not None and not row.get("cached")]
+    if len(whole) == len(stages):  # else some stage did not run, or not in full
+        minutes = sum(row["seconds"] for row in whole) / 60
+        claims.append(at_most("minutes of all stages of the default lines, one after the other", minutes, 15))
+    return claims
 
 
 def _line_rows(line: str, place: Path) -> list[dict[str, Any]]:
@@ -84,15 +90,18 @@ def _line_rows(line: str, place: Path) -> list[dict[str, Any]]:
 
 
 def _stage_rows(line: str, place: Path) -> list[dict[str, Any]]:
-    """What the stages noted when they ran last."""
-    rows = []
-    for stage in ("fetch", "prepare", "extract", "train", "evaluate", "register"):
-        path = place / f".wtflow/timings/{stage}-{line}.json"
+    """What the stages noted when they ran last; of `extract` also how many images came from the feature cache."""
+    rows: list[dict[str, Any]] = []
+    if place != PROJECT:  # no stage runs there
+        return rows
+    for stage in STAGES:
+        path = PROJECT / timings_file(RunSettings(), stage, line)
         if path.exists():
             rows.append({"line": line, "what": f"stage {stage}", **json.loads(path.read_text())})
         if path.exists() and stage == "extract":
             parts = [json.loads(path.with_name(f"extract-{name}-{line}.json").read_text()) for name in ("fit", "test")]
             rows[-1]["images_per_second"] = sum(t["images"] for t in parts) / sum(t["seconds"] for t in parts)
+            rows[-1]["cached"] = sum(t["cached"] for t in parts)
     return rows
 
 
@@ -129,7 +138,7 @@ def _neighbours(state: TrainingState, fit: FeatureShards, test: FeatureShards) -
 def _random_split(line: str, params: TrainParams) -> dict[str, Any]:
     """As many normals in each split, but dealt out at random: neighbours of a module on both sides."""
     fit, test = (FeatureShards.open(PROJECT / f"data/features/{line}/{name}") for name in ("fit", "test"))
-    folder = PROJECT / f".wtflow/random/{line}"
+    folder = PROJECT / RunSettings().work / "random" / line
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     offset = fit.header["partitions"]

@@ -2,22 +2,27 @@
 
 Each configuration is trained once a seed, as a trial of the search is, with some groups of `train` held out; the same
 weights are judged twice: by the synthetic defects, and by image AUROC on the line's test split, which no search sees.
-`make repro` brings the features. What was measured is kept in .wtflow/bench/tune_objective.
+`make repro` brings the features. What was measured is kept in .wtflow/bench/tune_objective, until settings, code or
+images change.
 """
 
 import argparse
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from scipy.stats import spearmanr
 
+from benchmarks.contest.methods import preset
+from benchmarks.contest.trial import key
 from benchmarks.product_lines import PLACE, ProductLine, extract_features, image_auroc, product_lines, trained
 from benchmarks.report import Claim, at_least, publish
 from pipelines.lines import read_params
 from pipelines.search_space import SyntheticDefects, TuneParams, nested
 from pipelines.validation import Validation, judged_features
-from wtflow.artefact import digest_of, read_json, write_json
+from wtflow.artefact import read_json, write_json
 from wtflow.params import merged
 from wtflow.training import TrainParams
 
@@ -94,13 +99,23 @@ def claims(rows: list[dict[str, Any]]) -> list[Claim]:
     ]
 
 
+def kept(
+    line: ProductLine, validation: Validation, objective: SyntheticDefects, changes: dict[str, Any], seed: int
+) -> Path:
+    """Where the figures of a configuration are, once they are measured."""
+    method = preset("default", nested(changes), line)
+    judged = {"objective": objective.model_dump(mode="json"), "fit": validation.fit.digest}
+    code = ["pipelines/validation.py", "wtflow/data/synthetic.py", "wtflow/scoring/metrics.py"]
+    method = replace(method, settings={**method.settings, **judged}, code=[*method.code, *code])
+    return KEPT / f"{line.name}-{key(method, line, seed)[:12]}.json"
+
+
 def _figures(
     line: ProductLine, validation: Validation, objective: SyntheticDefects, changes: dict[str, Any], seed: int
 ) -> dict[str, float]:
     base = line.train_params.model_dump(mode="json")
     params = TrainParams.parse(merged(base, {**nested(changes), "seed": seed}), "a configuration")
-    facts = [params.model_dump(mode="json"), objective.model_dump(mode="json"), validation.fit.digest]
-    path = KEPT / f"{line.name}-{digest_of(facts)[:12]}.json"
+    path = kept(line, validation, objective, changes, seed)
     if not path.exists():
         scorer = trained(validation.fit, params)
         write_json(path, {**validation.criterion(scorer), "test_auroc": image_auroc(scorer, line.shards("test"))})

@@ -5,28 +5,50 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from wtflow.errors import WTFlowError
 
-class RunSettings(BaseSettings):
+
+class Settings(BaseSettings):
+    """Read from the environment, where an empty variable counts as unset. A value that does not fit is a
+    `WTFlowError` that names its variable."""
+
+    model_config = SettingsConfigDict(extra="ignore", env_ignore_empty=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            prefix = self.model_config.get("env_prefix", "")
+            wrong = [
+                f"{prefix}{'.'.join(map(str, item['loc']))}".upper() + f": {item['msg']} (found {item['input']!r})"
+                for item in error.errors()
+            ]
+            raise WTFlowError("; ".join(wrong) + ". Correct or unset it.") from None
+
+
+class RunSettings(Settings):
     """`WTFLOW_<NAME>` in the environment; see infra/env.example."""
 
-    model_config = SettingsConfigDict(env_prefix="WTFLOW_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="WTFLOW_")
 
     work: Path = Path(".wtflow")
     """Unfinished work: partitions, checkpoints, timings. Safe to remove when nothing runs; shared by all nodes."""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """Torch threads a process; 0 takes the cores that this process may use."""
-    num_workers: int = 1
+    num_workers: PositiveInt = 1
     """Training workers a line."""
     use_gpu: bool = False
     """One GPU a training worker."""
     storage: str = ""
     """Where training checkpoints go: a folder or s3://bucket/prefix that all nodes see; empty: `work`/train."""
-    checkpoint_s: float = 2.0
+    checkpoint_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
     """In the fleet: seconds between two checkpoints of a line, at least; 0 keeps one behind every epoch. A kill costs
     so much, or an epoch where one takes longer."""
 

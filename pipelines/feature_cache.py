@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
-from pipelines.environment import RunSettings
+from pipelines.environment import RunSettings, Settings
 from wtflow.features.cache import FeatureCache
 
 
-class CacheSettings(BaseSettings):
+class CacheSettings(Settings):
     """`WTFLOW_<NAME>` in the environment; see infra/env.example."""
 
-    model_config = SettingsConfigDict(env_prefix="WTFLOW_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="WTFLOW_")
 
     features: str = ""
     """Folder of the feature cache, which lines, checkouts and machines may share; empty: `work`/features."""

@@ -2,8 +2,8 @@
 
 ROOT/<category>/ ... -> .wtflow/reproduce/<data set>-<preset>/: a project of its own, a line a category, and table.json
 
-Each stage runs in a process of its own, and is not run again when it was done with the same settings: a run that was
-stopped goes on with the same command. Remove the folder to start anew.
+Each stage runs in a process of its own, and is not run again when it was done with the same images, settings and code:
+a run that was stopped goes on with the same command. Remove the folder to start anew.
 """
 
 import os
@@ -26,7 +26,8 @@ from pipelines.environment import RunSettings
 from pipelines.lines import LINE_STAGES, read_params
 from pipelines.preset import FOLDER, check, read_presets
 from pipelines.provenance import code_commit
-from wtflow.artefact import digest_of, read_json, replacing, write_json
+from wtflow.artefact import digest_of, read_json, replacing, sha256_file, write_json
+from wtflow.data.tree import files
 from wtflow.errors import WTFlowError
 from wtflow.params import merged
 from wtflow.scoring.metrics import auroc
@@ -34,6 +35,8 @@ from wtflow.scoring.metrics import auroc
 STAGES = ("prepare", "extract", "train", "evaluate")
 CODE = Path(__file__).absolute().parents[1]
 NEEDED = ("dvc.yaml", "pipelines", "wtflow")
+SHARED_TABLE = "split_csv/1cls.csv"
+"""Of VisA: lies beside its objects, and is about all of them."""
 OVERLAY = {
     "prepare": {"group_pattern": None},
     "train": {"calibration": {"target_fpr": 0.2}},
@@ -70,9 +73,10 @@ def main(data_set: str, root: Path, preset: str, run: Run | None = None) -> bool
     overrides, name = preset_of(preset)
     place = (RunSettings().work / "reproduce" / f"{data_set}-{name}").absolute()
     params = lay_out(place, data_set, found, overrides)
+    code = code_of_stages()
     failed = {}
-    for line in found:
-        if stage := first_failure(place, params, line, run or run_stage):
+    for line, folder in found.items():
+        if stage := first_failure(place, params, line, source_of(folder), code, run or run_stage):
             failed[line] = stage
     publish(place, data_set, name, list(found), failed)
     return not failed
@@ -124,19 +128,24 @@ def lay_out(place: Path, data_set: str, found: Mapping[str, Path], overrides: Ma
 def bring(folder: Path, raw: Path) -> None:
     """Let `raw` be the category: a link to it. VisA's objects share a table beside them, which has to be inside: theirs
     is a folder of hard links, or of copies where the disk is another."""
-    table = folder.parent / "split_csv/1cls.csv"
+    table, note = folder.parent / SHARED_TABLE, raw.with_name(f"{raw.name}.source.json")
+    raw.parent.mkdir(parents=True, exist_ok=True)
     if raw.is_symlink():
         raw.unlink()
-    elif raw.is_dir():
-        return
-    raw.parent.mkdir(parents=True, exist_ok=True)
-    if not table.is_file() or (folder / "split_csv/1cls.csv").exists():
+    if not table.is_file() or (folder / SHARED_TABLE).exists():
+        if raw.is_dir():
+            shutil.rmtree(raw)
+        note.unlink(missing_ok=True)
         raw.symlink_to(folder)
+        return
+    source = source_of(folder)
+    if raw.is_dir() and note.exists() and read_json(note) == source:
         return
     with replacing(raw) as draft:
         shutil.copytree(folder, draft, copy_function=_link_or_copy)
         (draft / "split_csv").mkdir()
-        shutil.copyfile(table, draft / "split_csv/1cls.csv")
+        shutil.copyfile(table, draft / SHARED_TABLE)
+    write_json(note, source)
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -146,12 +155,34 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def first_failure(place: Path, params: Mapping[str, Any], line: str, run: Run) -> str | None:
-    """Run the stages of a line that are not done with these settings; the one that failed, or None."""
+def source_of(folder: Path) -> str:
+    """Which images a category is, without reading them: a digest of the path, size and time of every file."""
+    paths = [folder / name for name in files(folder)]
+    if (table := folder.parent / SHARED_TABLE).is_file():
+        paths.append(table)
+    found = [(path, path.stat() if path.exists() else path.lstat()) for path in paths]
+    return digest_of([[str(path.absolute()), status.st_size, status.st_mtime_ns] for path, status in found])
+
+
+def code_of_stages() -> dict[str, str]:
+    """A digest of each stage's source files, as dvc.yaml lists them."""
+    stages = yaml.safe_load((CODE / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    sources = {
+        stage: [dep for dep in stages[stage]["do"]["deps"] if dep.startswith(("pipelines/", "wtflow/"))]
+        for stage in STAGES
+    }
+    digests = {path: sha256_file(CODE / path) for path in {path for paths in sources.values() for path in paths}}
+    return {stage: digest_of({path: digests[path] for path in paths}) for stage, paths in sources.items()}
+
+
+def first_failure(
+    place: Path, params: Mapping[str, Any], line: str, source: str, code: Mapping[str, str], run: Run
+) -> str | None:
+    """Run the stages of a line that are not done with these images, settings and code; the one that failed, or None."""
     note = place / "done" / f"{line}.json"
     done = read_json(note) if note.exists() else {}
     for number, stage in enumerate(STAGES, start=1):
-        wanted = digest_of([params[one] for one in STAGES[:number]])
+        wanted = digest_of([source, *([params[one], code[one]] for one in STAGES[:number])])
         if done.get(stage) == wanted:
             continue
         if not run(place, stage, line):

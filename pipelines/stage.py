@@ -29,11 +29,12 @@ def run(main: Callable[[str], None], description: str, example: str) -> None:
     line = parser.parse_args().line
     started = time.perf_counter()
     try:
+        settings = RunSettings()
         main(line)
         peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         timing = {"seconds": time.perf_counter() - started, "peak_gib": peak / 2**20}
         stage = example.split()[-2].rpartition(".")[2]
-        write_json(timings_file(RunSettings(), stage, line), timing)
+        write_json(timings_file(settings, stage, line), timing)
     except WTFlowError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

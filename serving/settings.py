@@ -13,9 +13,9 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ServeSettings(BaseSettings):
-    """Read from the environment: `WTFLOW_SERVE_PORT=8001` sets `port`."""
+    """Read from the environment: `WTFLOW_SERVE_PORT=8001` sets `port`, an empty variable counts as unset."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
     host: str = "127.0.0.1"
     """Address to listen on: this machine only by default, for there is no authentication."""

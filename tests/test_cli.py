@@ -192,3 +192,17 @@ def test_it_is_a_program(tiny_bundle: Path, folder: Path) -> None:
     refused = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
     assert (refused.returncode, refused.stdout, "Traceback" in refused.stderr) == (1, "", False)
     assert "not_an_image" in refused.stderr
+
+
+@pytest.mark.parametrize("group", [(), ("cache",)])
+def test_the_list_of_commands_is_not_cut_off(group: tuple[str, ...]) -> None:
+    status, shown, _ = run(*group, "--help")
+    assert status == 0
+    assert "..." not in shown.partition("Commands:")[2]
+
+
+def test_the_help_of_score_names_its_arguments_once() -> None:
+    status, shown, _ = run("score", "--help")
+    assert status == 0
+    assert "{IMAGE}..." in shown
+    assert "its heat map laid over it" in shown

@@ -124,7 +124,7 @@ def fill(
     features: Annotated[Path, typer.Argument(help="Folder with <line>/<output>/.")] = Path("data/features"),
     folder: CacheOption = None,
 ) -> None:
-    """Take over features that are there already, such as those that `dvc pull` brought, after comparing their bytes."""
+    """Take over existing features, as `dvc pull` brings them. Their bytes are compared with their digests."""
     place = FeatureCache(_folder(folder))
     if not any(features.glob("*/*/index.json")):
         raise WTFlowError(f"{features}: no <line>/<output>/index.json. Type: dvc pull")

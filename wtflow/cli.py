@@ -85,7 +85,7 @@ class Photograph:
 )
 def score(
     bundle: BundleArgument,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Files, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE", help="Files, or folders of them.")],
     json_lines: JsonOption = False,
     overlays: Annotated[
         Path | None,
@@ -93,7 +93,7 @@ def score(
             "--overlay",
             metavar="FOLDER",
             file_okay=False,
-            help="Write each photograph under its heat map to this folder.",
+            help="Write each photograph with its heat map laid over it to this folder.",
         ),
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: all cores it may use.")] = 0,
@@ -139,7 +139,7 @@ def score(
     "  wtflow inspect models/solar-mono --json | jq .latency_ms"
 )
 def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
-    """Say what a bundle is, where it comes from, and what a photograph costs with it on this machine."""
+    """Show a bundle's settings, provenance, and cost on this machine."""
     facts = described(load_bundle(bundle))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))

@@ -29,7 +29,7 @@ def compute_with(settings: RunSettings) -> Compute:
     need of a GPU, which this machine may lack; else in this process."""
 
     def compute(job: Job, groups: Sequence[Rows]) -> Iterator[Partition]:
-        several = settings.num_workers > 1 or "RAY_ADDRESS" in os.environ
+        several = settings.num_workers > 1 or bool(os.environ.get("RAY_ADDRESS"))
         if not several or (len(groups) < 2 and not settings.use_gpu) or in_ray():
             if settings.use_gpu:
                 job.backbone.to("cuda")

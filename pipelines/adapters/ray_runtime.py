@@ -49,7 +49,7 @@ def cluster(cores: int, cpus: int = 0, gpus: int = 0) -> Iterator[None]:
         return
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     if address == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # a cluster of this process alone, gone with it
         _has("CPUs", cores, cpus, "Lower WTFLOW_NUM_WORKERS or WTFLOW_THREADS (unset: all cores), or raise --cpus")

@@ -22,9 +22,10 @@ from botocore import exceptions as boto
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from pydantic import PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 from urllib3.exceptions import HTTPError
 
+from pipelines.environment import Settings
 from wtflow.artefact import replacing
 from wtflow.errors import WTFlowError
 
@@ -42,10 +43,10 @@ AT_ONCE = 10_000
 T = TypeVar("T")
 
 
-class S3Settings(BaseSettings):
+class S3Settings(Settings):
     """`WTFLOW_S3_<NAME>` in the environment: how a bucket is read, never what is read."""
 
-    model_config = SettingsConfigDict(env_prefix="WTFLOW_S3_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="WTFLOW_S3_")
 
     connections: PositiveInt = 8
     """Downloads at once."""

@@ -3,8 +3,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import tune_objective
+from benchmarks.contest import trial
 from pipelines.lines import read_params
 from pipelines.search_space import SyntheticDefects, nested
+from pipelines.validation import Validation, judged_features
 from tests.benchmarks.place import tiny_product_line
 from tests.guards.closure import ROOT
 from tests.pipelines.searches import TUNE
@@ -39,3 +41,22 @@ def test_both_measures_of_two_configurations(
     stamps = [path.stat().st_mtime_ns for path in sorted((tmp_path / "kept").iterdir())]
     assert tune_objective.measured(line, objective, ({}, {"learning_rate": 1e-6}), (0, 1)) == rows
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "kept").iterdir())] == stamps
+
+
+def test_another_code_is_measured_anew(tiny_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = tiny_product_line(tiny_features, tmp_path / "place")
+    objective = SyntheticDefects.parse(TUNE["objective"], "tests")
+    judged = judged_features(line.name, objective, tmp_path / "tune", line.place, line.raw)
+    validation = Validation.open(line.features("fit"), judged, objective)
+    path = tune_objective.kept(line, validation, objective, {}, 0)
+    assert path == tune_objective.kept(line, validation, objective, {}, 0)
+    others = [
+        tune_objective.kept(line, validation, objective, {"epochs": 1}, 0),
+        tune_objective.kept(line, validation, objective, {}, 1),
+        tune_objective.kept(line, validation, objective.model_copy(update={"seed": 1}), {}, 0),
+    ]
+    code = trial._code
+    for name in ("synthetic.py", "training.py", "validation.py"):
+        monkeypatch.setattr(trial, "_code", lambda one, name=name: "changed" if one.name == name else code(one))
+        others.append(tune_objective.kept(line, validation, objective, {}, 0))
+    assert len({path, *others}) == 7

@@ -2,9 +2,14 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from pipelines.adapters.s3 import S3Settings
+from pipelines.environment import RunSettings
+from pipelines.feature_cache import CacheSettings
 from tests.guards.closure import ROOT
 
 DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
@@ -83,6 +88,47 @@ def test_the_guard_sees_what_it_should() -> None:
     assert exists("wtflow/flow/solver.py:euler", readme)
     assert not exists("wtflow/gone.py", readme)
     assert not exists("wtflow/flow/solver.py:heun", readme)
+
+
+def described_keys(text: str) -> set[str]:
+    """Keys of params.yaml in the first cells of a document's tables; `.other` stands for the key before it, but for
+    its last part."""
+    found: set[str] = set()
+    for row in re.findall(r"^\| (`[a-z]+\..*?) \|", text, re.MULTILINE):
+        names = CODE.findall(row)
+        group = names[0].rpartition(".")[0]
+        found |= {group + name if name.startswith(".") else name for name in names}
+    return found
+
+
+def keys(values: dict[str, Any], before: str = "") -> set[str]:
+    """Of nested settings, with dots."""
+    return {
+        key
+        for name, value in values.items()
+        for key in (keys(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}"})
+    }
+
+
+def test_every_key_of_params_is_described() -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    del params["fetch"], params["lines"]
+    space = params["tune"].pop("space")
+    params["tune"]["space"] = {"<key>": {name: "" for domain in space.values() for name in domain}}
+    described = described_keys((ROOT / "docs/data-contracts.md").read_text(encoding="utf-8"))
+    assert keys(params) - described == set()
+
+
+def test_every_variable_of_the_environment_is_in_its_table() -> None:
+    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"^\| `(WTFLOW_[A-Z0-9_]+)` \|", text, re.MULTILINE))
+    sources = [*ROOT.glob("[a-z]*/**/*.py"), *ROOT.glob("infra/*.yaml"), ROOT / "Makefile"]
+    read = re.compile(r"(?:environ(?:\.get\(|\[)|\$\{|\$\()\"?(?:or \$\()?(WTFLOW_[A-Z0-9_]+)")
+    named = {name for path in sources for name in read.findall(path.read_text(encoding="utf-8"))}
+    assert {"WTFLOW_KILLS", "WTFLOW_UID", "WTFLOW_VENV", "WTFLOW_SHARED_DATA"} <= named
+    settings = {f"WTFLOW_{name.upper()}" for name in (*RunSettings.model_fields, *CacheSettings.model_fields)}
+    settings |= {f"WTFLOW_S3_{name.upper()}" for name in S3Settings.model_fields}
+    assert (named | settings) - described == set()
 
 
 def test_every_target_is_in_the_help() -> None:

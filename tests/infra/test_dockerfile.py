@@ -95,5 +95,5 @@ def test_the_lint_sees_what_it_should(found: str, instead: str, fault: str) -> N
 
 def test_the_image_holds_no_data_and_no_secret() -> None:
     left_out = Path(f"{DOCKERFILE}.dockerignore").read_text().splitlines()
-    assert {".git", "data", "models", "infra/secrets", ".dvc/config.local", "*.env", "mlflow.db*"} <= set(left_out)
-    assert "/infra/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert {".git", "data", "models", "infra/secrets", ".dvc/config.local", "**/*.env", "mlflow.db*"} <= set(left_out)
+    assert {"/infra/secrets/", "*.env"} <= set((ROOT / ".gitignore").read_text().splitlines())

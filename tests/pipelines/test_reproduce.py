@@ -105,6 +105,51 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(tmp_path: Path) -> N
     assert stages.ran == [(stage, line) for line in ("bottle", "cable") for stage in ("train", "evaluate")]
 
 
+def test_other_images_are_done_anew(tmp_path: Path) -> None:
+    mini, full = (tree(tmp_path / name, "mvtec_ad", "bottle") for name in ("mini", "full"))
+    stages = Stages(bottle=0.9)
+    every = [(stage, "bottle") for stage in reproduce.STAGES]
+    reproduce.main("mvtec_ad", mini, preset(tmp_path), stages)
+    reproduce.main("mvtec_ad", full, preset(tmp_path), stages)
+    assert stages.ran == 2 * every
+    assert (tmp_path / "work/reproduce/mvtec_ad-tiny/data/raw/bottle").resolve() == (full / "bottle").resolve()
+    (full / "bottle/train/good/more.png").write_bytes(b"another image")
+    stages.ran = []
+    for _ in range(2):
+        reproduce.main("mvtec_ad", full, preset(tmp_path), stages)
+    assert stages.ran == every
+
+
+def test_other_code_is_run_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, stages = tree(tmp_path, "mvtec_ad", "bottle"), Stages(bottle=0.9)
+    reproduce.main("mvtec_ad", root, preset(tmp_path), stages)
+    stages.ran = []
+    changed = Path("pipelines/evaluate.py")
+    monkeypatch.setattr(
+        reproduce, "sha256_file", lambda path: "other" if path.match(str(changed)) else sha256_file(path)
+    )
+    reproduce.main("mvtec_ad", root, preset(tmp_path), stages)
+    assert stages.ran == [("evaluate", "bottle")]
+
+
+def test_the_copy_of_a_visa_object_follows_its_source(tmp_path: Path) -> None:
+    mini, full = (tree(tmp_path / name, "visa", "candle") for name in ("mini", "full"))
+    (full / "candle/Data/Images/Normal/more.JPG").write_bytes(b"another image")
+    raw = tmp_path / "raw/candle"
+    reproduce.bring(mini / "candle", raw)
+    assert not raw.is_symlink()
+    before = raw.stat().st_ino
+    reproduce.bring(mini / "candle", raw)
+    assert raw.stat().st_ino == before
+    reproduce.bring(full / "candle", raw)
+    assert (raw / "Data/Images/Normal/more.JPG").exists()
+    (full / "split_csv/1cls.csv").write_text("object,split,label,image,mask\n")
+    reproduce.bring(full / "candle", raw)
+    assert (raw / "split_csv/1cls.csv").read_text() == "object,split,label,image,mask\n"
+    reproduce.bring(tree(tmp_path, "mvtec_ad", "bottle") / "bottle", raw)
+    assert raw.is_symlink()
+
+
 def test_the_project_has_the_preset_in_its_own_params(tmp_path: Path) -> None:
     reproduce.main("mvtec_ad", tree(tmp_path, "mvtec_ad", "bottle"), preset(tmp_path), Stages(bottle=1.0))
     written = yaml.safe_load((tmp_path / "work/reproduce/mvtec_ad-tiny/params.yaml").read_text())

@@ -16,6 +16,11 @@ def test_environment_sets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.port, settings.max_batch_size) == (8123, 3)
 
 
+def test_empty_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WTFLOW_SERVE_PORT", "")
+    assert ServeSettings.from_environment().port == 8000
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("PORT", "70000"), ("PORT", "web"), ("MAX_BATCH_SIZE", "0"), ("REPLICAS", "-1"), ("BATCH_WAIT_MS", "-5")],
