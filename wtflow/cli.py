@@ -33,7 +33,6 @@ from wtflow.detector import Detector, Verdict
 from wtflow.errors import ImageError, WTFlowError
 from wtflow.scoring.anomaly_map import overlay
 
-"""Which files of a folder are photographs. A file that is named itself is read whatever its name."""
 OVERLAY_SUFFIX = ".overlay.png"
 WIDTH = 160
 """Columns of a table that goes to a file or a pipe."""
