@@ -48,6 +48,17 @@ def test_masks_of_16_bits_hold_numbers_or_black_and_white(levels: tuple[int, ...
     assert read_marks(encoded(Image.fromarray(rows)), LIMITS).pixels_YX.sum() == marked * 256
 
 
+def test_low_and_high_numbers_of_16_bits_mark_upright() -> None:
+    rows = np.zeros((16, 20), dtype=np.uint16)
+    rows[0, 0], rows[0, 1] = 2, 300
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    marks = read_marks(encoded(Image.fromarray(rows), exif=exif), LIMITS)
+    assert marks.level == 300
+    assert marks.pixels_YX.shape == (20, 16)
+    assert np.argwhere(marks.pixels_YX).tolist() == [[0, 15], [1, 15]]
+
+
 def test_a_folder_elsewhere_is_not_looked_into(tmp_path: Path) -> None:
     fill(tmp_path / "elsewhere", ["000.png"])
     (tmp_path / "raw").mkdir()

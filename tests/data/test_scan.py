@@ -124,6 +124,11 @@ def test_bytes_that_are_cut_at_the_limit_are_no_version_of_a_mask(tmp_path: Path
     assert set(outcome.md5s) == {"a.png"}
 
 
+def test_a_mask_whose_name_is_too_long_is_a_bad_one(tmp_path: Path) -> None:
+    fill(tmp_path, ["a.png"])
+    assert reason(one(tmp_path, source("a.png", mask_path="x" * 300))) == "bad_mask"
+
+
 def test_a_mask_whose_name_is_not_utf_8_is_named_all_the_same(tmp_path: Path) -> None:
     fill(tmp_path, ["a.png", "m/0.png"])
     (tmp_path / "m/0.png").rename(tmp_path / "m" / os.fsdecode(b"\xff.png"))

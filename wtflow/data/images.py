@@ -50,12 +50,13 @@ class ImageLimits(Section):
     """Pixels of the shorter side."""
 
 
-def decode(data: bytes, limits: ImageLimits) -> Image.Image:
+def decode(data: bytes, limits: ImageLimits, wide: bool = False) -> Image.Image:
     """The whole photograph with 8 bits a channel, turned upright by its EXIF orientation: mode L if the file has grey
     levels and nothing else, which saves two thirds of the resizing, mode RGB otherwise.
 
     Formats: PNG, JPEG, BMP, TIFF, WebP; of several frames the first. Transparency is dropped, not blended.
-    Grey levels of 16 bits are divided by 257. Raises `ImageError`, whatever the bytes are.
+    Grey levels of 16 bits are divided by 257; if `wide` they stay, in mode I;16. Raises `ImageError`, whatever the
+    bytes are.
     """
     if not data:
         raise ImageError("empty", "the image has no bytes: was the upload or the copy cut off at once?")
@@ -68,7 +69,7 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
         raise ImageError("too_many_pixels", f"a JPEG that draws its pixels {scans} times: save it anew")
     try:
         image.load()
-        return _upright(image)
+        return _upright(image, wide)
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders raise what they like on broken data: OSError, SyntaxError, ...
@@ -114,11 +115,11 @@ def _too_many_pixels(size: str, limits: ImageLimits) -> ImageError:
     return ImageError("too_many_pixels", f"{size} pixels, limits.max_pixels is {limits.max_pixels} in all")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _upright(image: Image.Image, wide: bool) -> Image.Image:
     turn = UPRIGHT.get(_orientation(image))
     image.info.pop("transparency", None)  # not wanted, and convert() warns of it
-    picture = _to_eight_bit(image)
-    if picture.mode != "L":
+    picture = _grey(image, wide) if image.mode[0] in "IF" else image
+    if picture.mode not in ("L", "I;16"):
         picture = picture.convert("RGB")
     return picture if turn is None else picture.transpose(turn)
 
@@ -131,18 +132,17 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_eight_bit(image: Image.Image) -> Image.Image:
-    """Grey of 12 or 16 bits to 8; other modes unchanged. What has no fixed white is refused."""
+def _grey(image: Image.Image, wide: bool) -> Image.Image:
+    """Grey of 12 or 16 bits to 8, or to 16 if `wide`. What has no fixed white is refused."""
     if image.mode == "F":
         raise ImageError("not_an_image", "floating-point pixels have no fixed white: save 8 or 16 bits")
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
     levels = np.asarray(image)
     if image.mode == "I" and (levels.min() < 0 or levels.max() > 65535):
         raise ImageError("not_an_image", "pixels of 32 bits, or below 0: save it with 8 or 16 bits")
     levels = levels.astype(np.uint16)
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(BITS_TAG) == (12,):
-        levels = (levels << 4) | (levels >> 8)
-    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_TAG) == 0:
-        levels = 65535 - levels  # Pillow does so for 8 bits only
-    return Image.fromarray((levels // 257 + (levels % 257 > 128)).astype(np.uint8))
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if image.tag_v2.get(BITS_TAG) == (12,):
+            levels = (levels << 4) | (levels >> 8)
+        if image.tag_v2.get(PHOTOMETRIC_TAG) == 0:
+            levels = 65535 - levels  # Pillow does so for 8 bits only
+    return Image.fromarray(levels if wide else (levels // 257 + (levels % 257 > 128)).astype(np.uint8))

@@ -1,8 +1,7 @@
 """Where an image is defective: a mask file, or a folder with a file for each region.
 
-A mask marks a pixel where a channel is above 127. Where none is, and in files with a palette, every pixel that is
-not black is marked: such masks hold numbers of defects rather than black and white. So do masks of 16 bits that use
-levels up to 255 only.
+A mask marks a pixel where a channel is above 127, of 16 bits above 32767. Where none is, and in files with a palette,
+every pixel that is not black is marked: such masks hold numbers of defects rather than black and white.
 """
 
 from collections.abc import Mapping
@@ -54,13 +53,13 @@ def mask_files(root: Path, mask_path: str) -> list[str]:
 
 def read_marks(data: bytes, limits: ImageLimits) -> Marks:
     """What the bytes of a mask file mark. Raises `ImageError` as `decode` does."""
-    levels_YX = np.asarray(decode(data, limits).convert("RGB")).max(axis=2)
+    picture = decode(data, limits, wide=True)
+    is_wide = picture.mode == "I;16"
+    levels_YX = np.asarray(picture) if is_wide else np.asarray(picture.convert("RGB")).max(axis=2)
+    level, half = int(levels_YX.max()), 32767 if is_wide else 127
     with Image.open(BytesIO(data), formats=FORMATS) as image:
-        is_palette = image.mode == "P"
-        if image.mode.startswith("I") and (low_YX := np.asarray(image)).max() <= 255:  # 16 bits, of which 8 are used
-            levels_YX, is_palette = low_YX, True
-    level = int(levels_YX.max())
-    return Marks(levels_YX > (0 if is_palette or level <= 127 else 127), level)
+        numbers = image.mode == "P" or level <= half
+    return Marks(levels_YX > (0 if numbers else half), level // 257 if is_wide and not numbers else level)
 
 
 def read_saturations(root: Path) -> Mapping[int, Saturation]:

@@ -87,7 +87,10 @@ def _check_masks(
     md5s: dict[str, str],
 ) -> bool:
     """Whether any pixel is marked. Notes the MD5 of the files read; a file of no use is an `ImageError`."""
-    paths, marked = mask_files(root, mask_path), False
+    try:
+        paths, marked = mask_files(root, mask_path), False
+    except OSError as error:
+        raise ImageError("bad_mask", f"{mask_path}: cannot be read: {error}") from None
     if not paths:
         raise ImageError("bad_mask", f"{mask_path}: no mask in this folder")
     for path in paths:
