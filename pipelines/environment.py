@@ -56,6 +56,18 @@ class RunSettings(Settings):
         """Threads to use, resolved."""
         return self.threads or len(os.sched_getaffinity(0))
 
+    def worker_threads(self) -> int:
+        """Threads of each training worker of a line."""
+        return max(1, self.cores() // self.num_workers)
+
+    def line_cpus(self) -> int:
+        """CPUs that a line asks for at once while it trains."""
+        return self.worker_threads() * self.num_workers
+
+    def line_gpus(self) -> int:
+        """GPUs likewise."""
+        return self.num_workers * self.use_gpu
+
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Progress]:

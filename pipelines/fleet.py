@@ -89,15 +89,22 @@ def _train(lines: Sequence[str], settings: RunSettings, cpus: int) -> dict[str, 
                 else:
                     waiting[ended.line] = ended.run
                 if (began := time.monotonic()) > due:
-                    try:
-                        failed |= commit(waiting)
-                        waiting = {}
-                    except WTFlowError as error:  # another DVC command may be at work
-                        say(f"fleet: {error}\nTried again later.")
+                    failed |= _commit_if_free(waiting)
                     ended_at = time.monotonic()
                     due = ended_at + max(COMMIT_EVERY_S, (ended_at - began) / COMMIT_SHARE)
     finally:  # cut off, it notes what is trained all the same
         failed |= commit(waiting)
+    return failed
+
+
+def _commit_if_free(waiting: dict[str, str]) -> dict[str, str]:
+    """As `commit`, and `waiting` is empty then; while another DVC command is at work it stays as it is."""
+    try:
+        failed = commit(waiting)
+    except WTFlowError as error:
+        say(f"fleet: {error}\nTried again later.")
+        return {}
+    waiting.clear()
     return failed
 
 

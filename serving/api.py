@@ -56,15 +56,15 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 class BodyLimits:
     """What a request may take of the process that reads it."""
 
-    most_bytes: int = 32 * 1024 * 1024
+    most_bytes: int
     """Longest body."""
-    seconds: float = 30.0
+    seconds: float
     """For the whole body to come."""
-    at_once: int = 256
+    at_once: int
     """Requests that are read or scored at a time; further ones are told 503, so that probes are answered."""
 
 
-def create_app(service: ScoringService, limits: BodyLimits | None = None) -> FastAPI:
+def create_app(service: ScoringService, limits: BodyLimits) -> FastAPI:
     """The application over `service`. Every reply that is not 2xx has the body of `ErrorReply`."""
     app = FastAPI(
         title="WT-Flow",
@@ -73,7 +73,7 @@ def create_app(service: ScoringService, limits: BodyLimits | None = None) -> Fas
         responses={"default": {"model": ErrorReply, "description": "Any other refusal."}},
     )
     _add_health(app, service)
-    _add_lines(app, service, limits or BodyLimits())
+    _add_lines(app, service, limits)
     _add_errors(app)
     return app
 

@@ -68,8 +68,7 @@ def fleet(
     lines: Sequence[str], settings: RunSettings, cpus: int, on_news: Callable[[Sequence[News]], None]
 ) -> Iterator[Ended]:
     """Train all lines on the cluster of RAY_ADDRESS, or on `cpus` of this machine; yields each as it ends."""
-    gpus = settings.num_workers * settings.use_gpu
-    with cluster(cpus, _threads(settings) * settings.num_workers, gpus):
+    with cluster(cpus, settings.line_cpus(), settings.line_gpus()):
         import ray
         from ray.exceptions import RayError, RayTaskError
         from ray.util.queue import Queue
@@ -218,17 +217,12 @@ def _resources(settings: RunSettings) -> dict[str, float]:
     return {"num_cpus": settings.cores(), "num_gpus": int(settings.use_gpu)}
 
 
-def _threads(settings: RunSettings) -> int:
-    """Of a worker."""
-    return max(1, settings.cores() // settings.num_workers)
-
-
 def _places(settings: RunSettings) -> int:
     """How many lines have room at a time: more would only wait for their workers, until Ray gives up on them."""
     import ray
 
     found = ray.cluster_resources()
-    places = int(found.get("CPU", 0) // (_threads(settings) * settings.num_workers))
+    places = int(found.get("CPU", 0) // settings.line_cpus())
     if settings.use_gpu:
         places = min(places, int(found.get("GPU", 0) // settings.num_workers))
     return max(1, places)

@@ -61,9 +61,8 @@ def fit(
 def _fit(
     name: str, features: Path, params: TrainParams, settings: RunSettings, on_epoch: Callable[[Epoch], None]
 ) -> TrainingState:
-    threads = max(1, settings.cores() // settings.num_workers)
-    gpus = settings.num_workers * settings.use_gpu
-    with cluster(settings.cores(), threads * settings.num_workers, gpus), _watched(on_epoch) as queue:
+    threads = settings.worker_threads()
+    with cluster(settings.cores(), settings.line_cpus(), settings.line_gpus()), _watched(on_epoch) as queue:
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 

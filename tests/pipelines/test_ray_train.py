@@ -17,6 +17,13 @@ from wtflow.training import start, train
 PLACES = {"velocity": {"kind": "location"}, "batches": {"kind": "places", "places": 63}}  # not to be halved
 
 
+@pytest.fixture(autouse=True)
+def own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Started by the test, on the project's code."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
 def test_a_full_disk_is_told_with_its_folder(tmp_path: Path) -> None:
     settings = RunSettings(storage=str(tmp_path))
     copied = "[Errno 28] Error writing bytes to file. Detail: [errno 28] No space left on device"
@@ -27,12 +34,8 @@ def test_a_full_disk_is_told_with_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_train_as_one_does(
-    tiny_fit: FeatureShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_workers_train_as_one_does(tiny_fit: FeatureShards, tmp_path: Path) -> None:
     """What a step sees does not depend on the number of workers, so that only the order of sums differs."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     params = train_params(epochs=3, **PLACES)
     settings = RunSettings(work=tmp_path, storage="", threads=2, num_workers=2)
     with cluster(2):
@@ -50,10 +53,7 @@ def test_two_workers_train_as_one_does(
         torch.testing.assert_close(mine[name], weight, rtol=1e-2, atol=1e-3)
 
 
-def test_workers_that_this_machine_has_no_cpus_for_are_refused(
-    tiny_fit: FeatureShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_workers_that_this_machine_has_no_cpus_for_are_refused(tiny_fit: FeatureShards, tmp_path: Path) -> None:
     settings = RunSettings(work=tmp_path, threads=2, num_workers=4)
     with pytest.raises(WTFlowError, match="4 CPUs at once, and Ray has 2 on this machine"):
         ray_train.fit("run", tiny_fit.folder, train_params(epochs=1), settings, lambda epoch: None)
@@ -63,8 +63,6 @@ def test_workers_that_this_machine_has_no_cpus_for_are_refused(
 def test_resources_that_a_cluster_never_gets_are_not_waited_for_without_end(
     tiny_fit: FeatureShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
     monkeypatch.setattr(ray_train, "WAITS", 1)
     settings = RunSettings(work=tmp_path, threads=2, num_workers=2)
@@ -73,11 +71,7 @@ def test_resources_that_a_cluster_never_gets_are_not_waited_for_without_end(
 
 
 @pytest.mark.slow
-def test_a_queue_that_dies_takes_nothing_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_a_queue_that_dies_takes_nothing_with_it(caplog: pytest.LogCaptureFixture) -> None:
     with cluster(1):
         import ray
 

@@ -29,7 +29,7 @@ MAX_BODY = 2_000_000
 
 
 def app_over(scorers: dict[str, Scorer], **timeouts: float) -> FastAPI:
-    return create_app(ScoringService(scorers, **timeouts), BodyLimits(MAX_BODY))
+    return create_app(ScoringService(scorers, **timeouts), BodyLimits(MAX_BODY, seconds=60, at_once=64))
 
 
 @pytest.fixture(scope="module")
