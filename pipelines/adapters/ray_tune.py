@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,10 +102,11 @@ def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Tr
     path, at_once = folder / search.name, min(cores, search.params.concurrency)
     trainable = tune.with_resources(_trial, {"CPU": 1})
     with cluster(at_once):
-        if tune.Tuner.can_restore(str(path)):
+        if put_back(path):
             fill_gaps(path)
             tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True)
         else:
+            shutil.rmtree(path, ignore_errors=True)  # of a driver that was killed before it tried anything
             tuner = _tuner(search, folder, at_once, trainable, tracked)
         results = tuner.fit()
         told = [_result(search, result) for result in results if result.config]
@@ -114,6 +116,19 @@ def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Tr
             f"Mend the cause and type the same command to go on; {path} keeps what was tried."
         )
     return told
+
+
+def put_back(path: Path) -> bool:
+    """Ray's state of the search in `path` as `Note` kept it last; whether there was any. What a driver left there that
+    was killed while Ray wrote may be half a file."""
+    note = path / Note.NAME
+    if not note.exists():
+        return False
+    for left in path.iterdir():
+        if left.is_file() and left.name not in (Note.NAME, Deadline.NAME, "tuner.pkl"):
+            left.unlink()
+    shutil.unpack_archive(note, path)
+    return True
 
 
 def fill_gaps(path: Path) -> None:
@@ -134,7 +149,7 @@ def _tuner(search: Search, folder: Path, at_once: int, trainable: Any, tracked: 
     params, halving = search.params, search.params.halving
     current = params.current(search.base)
     minutes = params.budget.minutes
-    note = folder / f"{search.name}.spent.json"
+    path = (folder / search.name).resolve()
     return tune.Tuner(
         trainable,
         param_space={"search": search.packed(), "values": {key: _domain(one) for key, one in params.space.items()}},
@@ -161,8 +176,8 @@ def _tuner(search: Search, folder: Path, at_once: int, trainable: Any, tracked: 
             storage_path=str(folder.resolve()),
             failure_config=tune.FailureConfig(max_failures=RESTARTS),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[Watch(search, tracked)],
-            stop=None if minutes is None else Deadline(str(note.resolve()), 60 * minutes),
+            callbacks=[Watch(search, tracked), Note(str(path))],
+            stop=None if minutes is None else Deadline(str(path), 60 * minutes),
             verbose=0,
         ),
     )
@@ -259,11 +274,41 @@ class Watch(tune.Callback):  # type: ignore[misc]
         return Search.unpacked(self.packed).params.values(trial.config["values"])
 
 
+class Note(tune.Callback):  # type: ignore[misc]
+    """Keeps the newest whole state of a search within its folder, in one file that is replaced in one step. Ray writes
+    its files there one behind the other and in place; beforehand, it makes them ready elsewhere."""
+
+    NAME = "note.zip"
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        self._kept = 0
+
+    def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """Behind Ray's own note, if there is a new one."""
+        if not trials:
+            return
+        staged = Path(trials[0].storage.experiment_driver_staging_path)
+        newest = max((file.stat().st_mtime_ns for file in staged.glob("experiment_state-*")), default=0)
+        if newest > self._kept:
+            self._kept = newest
+            with replacing(Path(self.folder, self.NAME)) as draft, zipfile.ZipFile(draft, "w") as archive:
+                for file in staged.iterdir():
+                    if file.is_file():
+                        archive.write(file, file.name)
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        """Behind the last one."""
+        self.on_step_end(0, trials)
+
+
 class Deadline(tune.Stopper):  # type: ignore[misc]
     """Ends the search after so many seconds of work, kills not counted."""
 
-    def __init__(self, note: str, seconds: float) -> None:
-        self.note, self.seconds = note, seconds
+    NAME = "spent.json"
+
+    def __init__(self, folder: str, seconds: float) -> None:
+        self.folder, self.seconds = folder, seconds
         self._last: float | None = None
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
@@ -272,7 +317,7 @@ class Deadline(tune.Stopper):  # type: ignore[misc]
 
     def stop_all(self) -> bool:
         """Asked again and again while the search runs."""
-        now, note = time.monotonic(), Path(self.note)
+        now, note = time.monotonic(), Path(self.folder, self.NAME)
         spent = read_json(note)["seconds"] if note.exists() else 0.0
         since = 0.0 if self._last is None else now - self._last
         if self._last is None or since > NOTED_EVERY_S or spent + since >= self.seconds:

@@ -1,6 +1,7 @@
+import zipfile
 from pathlib import Path
 
-from pipelines.adapters.ray_tune import fill_gaps
+from pipelines.adapters.ray_tune import Note, fill_gaps, put_back
 
 
 def checkpoint(folder: Path, content: str) -> None:
@@ -25,3 +26,19 @@ def test_the_newest_checkpoint_stands_in_for_those_that_it_replaced(tmp_path: Pa
         "behind/checkpoint_000003/state.json": "fourth",
         "first/checkpoint_000000/state.json": "first",
     }
+
+
+def test_the_noted_state_replaces_what_a_killed_driver_left(tmp_path: Path) -> None:
+    assert not put_back(tmp_path)
+    with zipfile.ZipFile(tmp_path / Note.NAME, "w") as note:
+        note.writestr("experiment_state-1.json", "whole")
+    for name in ("experiment_state-1.json", "experiment_state-2.json", "tuner.pkl", "spent.json"):
+        (tmp_path / name).write_text("half")
+    checkpoint(tmp_path / "first/checkpoint_000000", "first")
+    assert put_back(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir() if path.suffix in (".json", ".pkl")} == {
+        "experiment_state-1.json": "whole",
+        "tuner.pkl": "half",
+        "spent.json": "half",
+    }
+    assert (tmp_path / "first/checkpoint_000000").exists()

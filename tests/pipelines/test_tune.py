@@ -88,6 +88,10 @@ def test_a_killed_search_goes_on_and_tries_as_many(project: Path) -> None:
     psutil.wait_procs(children, timeout=15)  # Ray's processes notice within seconds; its agents take longer
     before = curves(project)
     assert 2 <= len(before) < TRIALS
+    states = [*project.glob(".wtflow/tune/tiny-*/*state*")]
+    assert len(states) == 3
+    for path in states:  # as if it had been killed while Ray wrote them
+        path.write_bytes(path.read_bytes()[:99])
 
     printed = run(project)
     after = curves(project)
