@@ -14,6 +14,7 @@ from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
 from wtflow.flow.loss import time_weight
+from wtflow.scoring.density import LEAST
 from wtflow.training import Epoch, Place, TrainingState, ahead, blank, finish, learning_rate, start, train
 
 
@@ -328,16 +329,23 @@ def test_a_saved_folder_may_be_saved_over(tiny_fit: FeatureShards, tmp_path: Pat
     assert same(weights(again), weights(state))
 
 
-def test_a_balanced_score_counts_each_channel_in_units_of_what_training_images_leave(tiny_fit: FeatureShards) -> None:
-    params = train_params(score={"balance": "channel"})
+def test_a_balanced_score_measures_y_by_what_training_images_leave_of_it(tiny_fit: FeatureShards) -> None:
+    params = train_params(score={"balance": "covariance"})
     scorer = finish(trained(tiny_fit, params), tiny_fit)
     plain = finish(trained(tiny_fit, train_params()), tiny_fit)
-    assert torch.equal(plain.usual_C, torch.ones_like(plain.usual_C))
+    assert torch.equal(plain.usual_CC, torch.eye(len(plain.usual_CC)))
     levels = tiny_fit.batch(tiny_fit.rows(split="train"))
-    # y^2 in units of its own mean has the mean 1 in every channel, so the energies' mean is a half
-    assert scorer(levels)[0].mean().item() == pytest.approx(0.5, abs=1e-4)
-    assert plain(levels)[0].mean().item() != pytest.approx(0.5, abs=1e-2)
-    assert scorer.usual_C.std() > 0.01
+    # measured by its own second moments y' y has the mean C, so the energies' mean, places weighted, is a half, less
+    # what is added along axes along which hardly anything is left
+    usual_CC = scorer.usual_CC.double()
+    least = LEAST / (1 + LEAST) * usual_CC.diagonal().mean()
+    half = 0.5 * (1 - least * torch.linalg.inv(usual_CC).diagonal().mean())
+    weight_BHW = scorer.fusion(levels).square().mean(dim=1).square()
+    mean, of_plain = ((one(levels)[0] * weight_BHW).sum() / weight_BHW.sum() for one in (scorer, plain))
+    assert mean.item() == pytest.approx(half.item(), rel=1e-3)
+    assert of_plain.item() != pytest.approx(half.item(), rel=1e-1)
+    off_diagonal = scorer.usual_CC - torch.diag(scorer.usual_CC.diagonal())
+    assert off_diagonal.abs().max() > 0.01
 
 
 def test_items_are_made_one_ahead_in_order() -> None:

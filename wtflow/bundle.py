@@ -3,7 +3,7 @@
     bundle.json            format, SHA-256 of every other file, and the digest over them
     config.json            settings of backbone, fusion, field, coupling, score; image limits
     backbone.safetensors   the stages of the backbone that are run
-    scorer.safetensors     field, channel statistics, constant of the coupling, usual squares
+    scorer.safetensors     field, channel statistics, constant of the coupling, second moments of y
     calibration.json       scores of the calibration normals, target rate, thresholds
     provenance.json        line, seed, code commit, digests of data and features, versions
 
@@ -27,7 +27,7 @@ from wtflow.params import Section
 from wtflow.scoring.calibration import Calibration
 from wtflow.scoring.density import ScoreParams
 
-FORMAT = 4
+FORMAT = 5
 FILES = ("config.json", "backbone.safetensors", "scorer.safetensors", "calibration.json", "provenance.json")
 
 

@@ -25,7 +25,7 @@ from wtflow.flow.velocity import LocationNet, VelocityField, VelocityNet
 from wtflow.place_head import PlaceHead
 from wtflow.scoring.anomaly_map import enlarge
 from wtflow.scoring.calibration import Calibration
-from wtflow.scoring.density import ScoreParams, energy, pooled, scored, usual_square
+from wtflow.scoring.density import ScoreParams, energy, pooled, scored, units, usual_products
 from wtflow.shapes import AnomalyMap, FeatureMap, ImageScores
 
 
@@ -51,8 +51,10 @@ class Scorer(nn.Module):
 
     c: Tensor
     """Constant of the coupling. One that is not exact is NaN until training has measured it or weights are loaded."""
-    usual_C: Tensor
-    """What the squares of y are divided by: 1, or what `learn_usual` has found."""
+    usual_CC: Tensor
+    """Second moments that y is measured by: the identity, or what `learn_usual` has found."""
+    unit_CC: Tensor
+    """`units` of them, from `freeze` on."""
 
     def __init__(
         self, fusion: Fusion, field: VelocityNet, coupling: CouplingParams, solver: SolverParams, score: ScoreParams
@@ -63,39 +65,38 @@ class Scorer(nn.Module):
         self._fixed: list[nn.Module] = []  # in a list, so that its weights are not saved twice
         exact = build_coupling(coupling).c
         self.register_buffer("c", torch.tensor(math.nan if exact is None else exact))
-        self.register_buffer("usual_C", torch.ones(fusion.channels))
+        self.register_buffer("usual_CC", torch.eye(fusion.channels))
+        self.register_buffer("unit_CC", units(self.usual_CC), persistent=False)
 
     def freeze(self) -> "Scorer":
         """Evaluation mode for good, on the device it is on: what is fixed from here on is worked out once."""
         self.eval().requires_grad_(False)
+        self.unit_CC = units(self.usual_CC)
         if self.solver.steps > 1:
             return self
         if isinstance(self.field, LocationNet) and self.fusion.params.norm == "whiten":
             step = step_size(self.c.item())
-            self._fixed = [PlaceHead(self.fusion, self.field, step, self.solver.start, self.usual_C)]
+            self._fixed = [PlaceHead(self.fusion, self.field, step, self.solver.start, self.unit_CC)]
         else:
             self._fixed = [folded(self.field, self.solver.start)]
         return self
 
     def learn_usual(self, batches: Iterable[Mapping[int, Tensor]]) -> None:
-        """Set what normal images leave in each channel, from features of the training images; before `freeze`."""
-        total_C, places = torch.zeros_like(self.usual_C, dtype=torch.float64), 0
-        for levels in batches:
-            square_BCHW = self._transported(levels, self.field).double().square()
-            total_C += square_BCHW.sum(dim=(0, 2, 3))
-            places += square_BCHW[:, 0].numel()
-        self.usual_C.copy_(usual_square(total_C, places))
+        """Set what normal images leave of y, from features of the training images; before `freeze`."""
+        self.usual_CC.copy_(usual_products(self._transported(levels, self.field) for levels in batches))
 
     @torch.inference_mode()
-    def _transported(self, levels: Mapping[int, Tensor], field: VelocityField) -> FeatureMap:
-        return euler(field, self.fusion(levels), step_size(self.c.item()), self.solver.steps, self.solver.start)
+    def _transported(self, levels: Mapping[int, Tensor], field: VelocityField) -> tuple[FeatureMap, FeatureMap]:
+        """x0 and y."""
+        x0_BCHW = self.fusion(levels)
+        return x0_BCHW, euler(field, x0_BCHW, step_size(self.c.item()), self.solver.steps, self.solver.start)
 
     def _energy(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
         fixed = self._fixed[0] if self._fixed else self.field
         if isinstance(fixed, PlaceHead):
             energy_BHW: AnomalyMap = fixed(levels)
             return energy_BHW
-        return energy(self._transported(levels, fixed), self.usual_C)
+        return energy(self._transported(levels, fixed)[1], self.unit_CC)
 
     @torch.inference_mode()
     def forward(self, levels: Mapping[int, Tensor]) -> tuple[AnomalyMap, ImageScores]:

@@ -1,8 +1,8 @@
 """The head that scores where whitened features meet a field that sees a place by itself (docs/equations.md, E5 and E6).
 
-    x0 = W z + o,    v = leave(blocks(enter((1 - t) x0) + place)),    y = x0 + s v,    e = 0.5 mean_c y_c^2 / u_c
+    x0 = W z + o,    v = leave(blocks(enter((1 - t) x0) + place)),    y = x0 + s v,    e = |U y|^2
 
-z are a place's fused channels; t, u and the weights are fixed. So x0 and the field's first layer are one product of z,
+z are a place's fused channels; t, U and the weights are fixed. So x0 and the field's first layer are one product of z,
 a level coarser than the map is multiplied before it is enlarged, norms' weights and time biases go into the matrix
 behind them, and y comes in units in which e is its square. That is the same from any axes: y is turned (leave = Q R) so
 that a field narrower than y reaches no more of its channels than it has itself.
@@ -29,18 +29,17 @@ class PlaceHead(nn.Module):
     """A: the axes of y that the field reaches, its first ones."""
 
     @torch.no_grad()
-    def __init__(self, fusion: Fusion, field: LocationNet, step: float, t: float, usual_C: Tensor) -> None:
+    def __init__(self, fusion: Fusion, field: LocationNet, step: float, t: float, unit_CC: Tensor) -> None:
         super().__init__()
         self.fusion = fusion
-        unit_C = (0.5 / (len(usual_C) * usual_C)).sqrt()
         enter_bC = (1 - t) * field.enter.weight
         first_Nb = field.place + field.enter.bias + enter_bC @ fusion.offset_C
-        leave_Cb = step * unit_C[:, None] * field.leave.weight
+        leave_Cb = step * unit_CC @ field.leave.weight
         turn_CC, leave_Ab = (factor.float() for factor in torch.linalg.qr(leave_Cb.double(), mode="complete"))
         leave_Ab = leave_Ab[: field.width]
-        rest_NC = ((unit_C * (fusion.offset_C + step * field.leave.bias)) @ turn_CC).expand(len(first_Nb), -1)
+        rest_NC = ((unit_CC @ (fusion.offset_C + step * field.leave.bias)) @ turn_CC).expand(len(first_Nb), -1)
         whitener_CD = fusion.whitener_CD
-        turned_CD = turn_CC.T @ (unit_C[:, None] * whitener_CD)
+        turned_CD = turn_CC.T @ unit_CC @ whitener_CD
         self.register_buffer("mixer_KD", torch.cat([turned_CD, enter_bC @ whitener_CD]))
         self.register_buffer("bias_HWK", torch.cat([rest_NC, first_Nb], dim=1).view(*fusion.size, -1))
         self.register_buffer("leave_bA", leave_Ab.T.contiguous())

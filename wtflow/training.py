@@ -215,7 +215,7 @@ def train(
 
 def finish(state: TrainingState, shards: FeatureShards) -> Scorer:
     """The trained head, frozen, with what its score learns from the `train` images once the field is fixed."""
-    if state.scorer.params.balance == "channel":
+    if state.scorer.params.balance == "covariance":
         state.scorer.eval().learn_usual(shards.batches(shards.training_rows(), READ_AT_ONCE))
     return state.scorer.freeze()
 

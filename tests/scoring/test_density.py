@@ -5,13 +5,20 @@ import pytest
 import torch
 
 from wtflow.errors import WTFlowError
-from wtflow.scoring.density import ScoreParams, energy, pooled, scored, usual_square
+from wtflow.scoring.density import ScoreParams, energy, pooled, scored, units, usual_products
 
 
 def test_energy_is_half_the_mean_square_over_channels() -> None:
     y = torch.tensor([[[[0.0, 1.0]], [[0.0, 3.0]]]], dtype=torch.float64)  # 1 x 2 x 1 x 2
-    assert energy(y, torch.ones(2, dtype=torch.float64)).tolist() == [[[0.0, 0.5 * (1 + 9) / 2]]]
-    assert energy(y, torch.tensor([1.0, 3.0], dtype=torch.float64)).tolist() == [[[0.0, 0.5 * (1 + 9 / 3) / 2]]]
+    found = energy(y, units(torch.eye(2, dtype=torch.float64)))
+    assert found.flatten().tolist() == pytest.approx([0.0, 0.5 * (1 + 9) / 2])
+
+
+def test_energy_measures_y_along_the_axes_and_by_the_length_of_what_is_usual() -> None:
+    y = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    usual = torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64)
+    wanted = 0.5 * y @ torch.linalg.inv(usual) @ y / 2
+    assert energy(y[None, :, None, None], units(usual)).item() == pytest.approx(wanted.item())
 
 
 def test_density_is_one_minus_the_proxy_and_keeps_the_order() -> None:
@@ -43,6 +50,14 @@ def test_a_share_outside_its_range_is_refused(fraction: float) -> None:
         ScoreParams.parse({"kind": "energy", "top_fraction": fraction}, "train.score")
 
 
-def test_usual_squares_are_means_and_never_near_zero() -> None:
-    assert usual_square(torch.tensor([8.0, 4.0]), 4).tolist() == [2.0, 1.0]
-    assert usual_square(torch.tensor([8.0, 0.0]), 4).tolist() == [2.0, pytest.approx(1e-3)]
+def test_the_usual_is_a_mean_over_places_in_which_the_far_ones_count_more() -> None:
+    x0 = torch.tensor([[[[1.0, 3.0]], [[1.0, 3.0]]]])  # two places, |x0|^4 1 and 81
+    y = torch.tensor([[[[2.0, 1.0]], [[0.0, 1.0]]]])
+    wanted = (1 * torch.tensor([[4.0, 0.0], [0.0, 0.0]]) + 81 * torch.ones(2, 2)) / 82
+    found = usual_products([(x0, y), (x0, y)])
+    torch.testing.assert_close(found, wanted.double() + 1e-3 * (166 / 82 / 2) * torch.eye(2).double())
+
+
+def test_an_axis_along_which_nothing_is_left_has_a_unit_all_the_same() -> None:
+    y = torch.tensor([[[[2.0]], [[0.0]]]])
+    assert units(usual_products([(torch.ones_like(y), y)])).isfinite().all()
