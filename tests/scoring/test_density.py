@@ -51,11 +51,11 @@ def test_a_share_outside_its_range_is_refused(fraction: float) -> None:
 
 
 def test_the_usual_is_a_mean_over_places_in_which_the_far_ones_count_more() -> None:
-    x0 = torch.tensor([[[[1.0, 3.0]], [[1.0, 3.0]]]])  # two places, |x0|^4 1 and 81
+    x0 = torch.tensor([[[[1.0, 3.0]], [[1.0, 3.0]]]])  # two places, |x0|^2 1 and 9
     y = torch.tensor([[[[2.0, 1.0]], [[0.0, 1.0]]]])
-    wanted = (1 * torch.tensor([[4.0, 0.0], [0.0, 0.0]]) + 81 * torch.ones(2, 2)) / 82
+    wanted = (1 * torch.tensor([[4.0, 0.0], [0.0, 0.0]]) + 9 * torch.ones(2, 2)) / 10
     found = usual_products([(x0, y), (x0, y)])
-    torch.testing.assert_close(found, wanted.double() + 1e-3 * (166 / 82 / 2) * torch.eye(2).double())
+    torch.testing.assert_close(found, wanted.double() + 1e-3 * (2.2 / 2) * torch.eye(2).double())
 
 
 def test_an_axis_along_which_nothing_is_left_has_a_unit_all_the_same() -> None:

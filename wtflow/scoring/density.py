@@ -47,12 +47,12 @@ def units(usual_CC: Tensor) -> Tensor:
 def usual_products(batches: Iterable[tuple[FeatureMap, FeatureMap]]) -> Tensor:
     """Mean of y y' over the places of normal images, C x C float64, from batches of x0 and y; positive definite.
 
-    A place counts by its |x0|^4: what matters is what is left of the rare among the good, which an anomaly has to be
+    A place counts by its |x0|^2: what matters is what is left of the rare among the good, which an anomaly has to be
     told from.
     """
     total_CC, weights = torch.zeros(()), torch.zeros(())
     for x0_BCHW, y_BCHW in batches:
-        weight_M = x0_BCHW.square().mean(dim=1).flatten().square()
+        weight_M = x0_BCHW.square().mean(dim=1).flatten()
         y_MC = y_BCHW.permute(0, 2, 3, 1).flatten(0, 2)
         total_CC = total_CC + ((weight_M[:, None] * y_MC).T @ y_MC).double()
         weights = weights + weight_M.sum().double()
