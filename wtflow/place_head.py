@@ -1,8 +1,8 @@
 """The head that scores where whitened features meet a field that sees a place by itself (docs/equations.md, E5 and E6).
 
-    x0 = W z + o,    v = leave(blocks(enter((1 - t) x0) + place)),    y = x0 + s v,    e = |U y|^2
+    x0 = W z + o,    v = leave(blocks(enter((1 - t) x0) + place)),    y = x0 + s v,    e = |M y|^2
 
-z are a place's fused channels; t, U and the weights are fixed. So x0 and the field's first layer are one product of z,
+z are a place's fused channels; t, M and the weights are fixed. So x0 and the field's first layer are one product of z,
 a level coarser than the map is multiplied before it is enlarged, norms' weights and time biases go into the matrix
 behind them, and y comes in units in which e is its square. That is the same from any axes: y is turned (leave = Q R) so
 that a field narrower than y reaches no more of its channels than it has itself.
