@@ -51,7 +51,7 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim
         )
     result = {
         "command": f"make bench NAME={name}",
-        "commit": _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else ""),
+        "commit": _commit(),
         "machine": _machine(),
         "versions": {"python": platform.python_version()} | {library: version(library) for library in LIBRARIES},
         "rows": list(rows),
@@ -91,6 +91,12 @@ def _machine() -> dict[str, Any]:
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1), "gpu": None}
+
+
+def _commit() -> str:
+    """Marked if the tree has changes other than results: a benchmark that publishes as it goes writes them itself."""
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ":(top)", f":(exclude){RESULTS}")
+    return _git("rev-parse", "HEAD") + ("+changes" if changes else "")
 
 
 def _git(*arguments: str) -> str:
