@@ -37,12 +37,12 @@ def test_it_is_the_energy_of_one_euler_step_on_the_fused_features(
 ) -> None:
     fusion, field = head(stride, components)
     factor_CC = torch.rand(components, components)
-    unit_CC = units(factor_CC @ factor_CC.T + torch.eye(components))
+    unit_CC = units(0.2 * (factor_CC @ factor_CC.T + torch.eye(components)))
     wanted = energy(euler(field, fusion(levels()), step, 1, t), unit_CC)
     found = PlaceHead(fusion, field, step, t, unit_CC)(levels())
     assert found.shape == wanted.shape == (3, 64 // stride, 64 // stride)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    assert wanted.std() > 0.1
+    assert wanted.std() > 0.2
 
 
 def test_it_leaves_field_and_fusion_alone_and_keeps_the_weights_of_its_making() -> None:

@@ -53,8 +53,8 @@ class Scorer(nn.Module):
     """Constant of the coupling. One that is not exact is NaN until training has measured it or weights are loaded."""
     usual_CC: Tensor
     """Second moments that y is measured by: the identity, or what `learn_usual` has found."""
-    unit_CC: Tensor
-    """`units` of them, from `freeze` on."""
+    unit_CC: Tensor | None
+    """`units` of them, worked out by `freeze`."""
 
     def __init__(
         self, fusion: Fusion, field: VelocityNet, coupling: CouplingParams, solver: SolverParams, score: ScoreParams
@@ -66,7 +66,7 @@ class Scorer(nn.Module):
         exact = build_coupling(coupling).c
         self.register_buffer("c", torch.tensor(math.nan if exact is None else exact))
         self.register_buffer("usual_CC", torch.eye(fusion.channels))
-        self.register_buffer("unit_CC", units(self.usual_CC), persistent=False)
+        self.register_buffer("unit_CC", None, persistent=False)
 
     def freeze(self) -> "Scorer":
         """Evaluation mode for good, on the device it is on: what is fixed from here on is worked out once."""
@@ -81,22 +81,22 @@ class Scorer(nn.Module):
             self._fixed = [folded(self.field, self.solver.start)]
         return self
 
+    @torch.inference_mode()
     def learn_usual(self, batches: Iterable[Mapping[int, Tensor]]) -> None:
         """Set what normal images leave of y, from features of the training images; before `freeze`."""
-        self.usual_CC.copy_(usual_products(self._transported(levels, self.field) for levels in batches))
+        x0_of = (self.fusion(levels) for levels in batches)
+        self.usual_CC.copy_(usual_products((x0_BCHW, self._transported(x0_BCHW, self.field)) for x0_BCHW in x0_of))
 
-    @torch.inference_mode()
-    def _transported(self, levels: Mapping[int, Tensor], field: VelocityField) -> tuple[FeatureMap, FeatureMap]:
-        """x0 and y."""
-        x0_BCHW = self.fusion(levels)
-        return x0_BCHW, euler(field, x0_BCHW, step_size(self.c.item()), self.solver.steps, self.solver.start)
+    def _transported(self, x0_BCHW: FeatureMap, field: VelocityField) -> FeatureMap:
+        return euler(field, x0_BCHW, step_size(self.c.item()), self.solver.steps, self.solver.start)
 
     def _energy(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
         fixed = self._fixed[0] if self._fixed else self.field
         if isinstance(fixed, PlaceHead):
             energy_BHW: AnomalyMap = fixed(levels)
             return energy_BHW
-        return energy(self._transported(levels, fixed)[1], self.unit_CC)
+        unit_CC = units(self.usual_CC) if self.unit_CC is None else self.unit_CC
+        return energy(self._transported(self.fusion(levels), fixed), unit_CC)
 
     @torch.inference_mode()
     def forward(self, levels: Mapping[int, Tensor]) -> tuple[AnomalyMap, ImageScores]:

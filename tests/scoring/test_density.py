@@ -10,8 +10,7 @@ from wtflow.scoring.density import ScoreParams, energy, pooled, scored, units, u
 
 def test_energy_is_half_the_mean_square_over_channels() -> None:
     y = torch.tensor([[[[0.0, 1.0]], [[0.0, 3.0]]]], dtype=torch.float64)  # 1 x 2 x 1 x 2
-    found = energy(y, units(torch.eye(2, dtype=torch.float64)))
-    assert found.flatten().tolist() == pytest.approx([0.0, 0.5 * (1 + 9) / 2])
+    assert energy(y, units(torch.eye(2, dtype=torch.float64))).tolist() == [[[0.0, 0.5 * (1 + 9) / 2]]]
 
 
 def test_energy_measures_y_along_the_axes_and_by_the_length_of_what_is_usual() -> None:
@@ -58,6 +57,8 @@ def test_the_usual_is_a_mean_over_places_in_which_the_far_ones_count_more() -> N
     torch.testing.assert_close(found, wanted.double() + 1e-3 * (2.2 / 2) * torch.eye(2).double())
 
 
-def test_an_axis_along_which_nothing_is_left_has_a_unit_all_the_same() -> None:
+def test_an_axis_along_which_nothing_is_left_keeps_a_thousandth_of_the_mean() -> None:
     y = torch.tensor([[[[2.0]], [[0.0]]]])
-    assert units(usual_products([(torch.ones_like(y), y)])).isfinite().all()
+    usual = usual_products([(torch.ones_like(y), y)])
+    assert usual.tolist() == [[pytest.approx(4.002), 0.0], [0.0, pytest.approx(0.002)]]
+    assert units(usual).isfinite().all()
