@@ -115,7 +115,11 @@ def _finish(folder: Path, whole: dict[str, bytes], tally: Tally) -> None:
     """Compare what a run that got through left, and remove it."""
     tally.finished += 1
     tally.damaged += sum(1 for shelf in FeatureCache(folder / ".wtflow/features").shelves() for _ in faults(shelf))
-    tally.different += _bytes(folder) != whole
+    found = _bytes(folder)
+    for name in sorted(name for name in found.keys() | whole.keys() if found.get(name) != whole.get(name)):
+        what = "other bytes" if name in found and name in whole else "missing" if name in whole else "too many"
+        sys.stdout.write(f"{name}: {what}\n")
+    tally.different += found != whole
     _clear(folder)
 
 
