@@ -4,15 +4,16 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from wtflow.errors import WTFlowError
-from wtflow.features import upkeep
-from wtflow.features.cache import FeatureCache, Shelf
+
+if TYPE_CHECKING:
+    from wtflow.features.cache import FeatureCache
 
 WIDTH = 160
 MIB = 2**20
@@ -32,6 +33,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="For programs: JSON ins
 @cache.command(name="ls", epilog="\b\nexample:\n  wtflow cache ls --json | jq .[].images")
 def list_holdings(folder: CacheOption = None, as_json: JsonOption = False) -> None:
     """Backbones, their images and their size. Linked: shared with another name of the same bytes, as data/features."""
+    from wtflow.features import upkeep
+
     found = upkeep.holdings(_cache(folder))
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))
@@ -55,6 +58,9 @@ def verify(
     remove: Annotated[bool, typer.Option("--remove", help="Remove the damaged files.")] = False,
 ) -> None:
     """Read every file and compare it with its digest. Status 1 if one is damaged."""
+    from wtflow.features import upkeep
+    from wtflow.features.cache import Shelf
+
     place = _cache(folder)
     with place.alone() if remove else place.held():
         found = [fault for shelf in place.shelves() for fault in upkeep.faults(shelf)]
@@ -96,6 +102,8 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
     """Remove what no manifest of data/prepared uses any more. Refused while a run uses the cache."""
+    from wtflow.features import upkeep
+
     place = _cache(folder)
     with place.held() if dry_run else place.alone():
         if drop is not None:
@@ -125,6 +133,9 @@ def fill(
     folder: CacheOption = None,
 ) -> None:
     """Take over existing features, as `dvc pull` brings them. Their bytes are compared with their digests."""
+    from wtflow.features import upkeep
+    from wtflow.features.cache import FeatureCache
+
     place = FeatureCache(_folder(folder))
     if not any(features.glob("*/*/index.json")):
         raise WTFlowError(f"{features}: no <line>/<output>/index.json. Type: dvc pull")
@@ -133,7 +144,9 @@ def fill(
     typer.echo(f"{place.folder}: {count} images taken over from {features}")
 
 
-def _drop(place: FeatureCache, prefix: str, dry_run: bool) -> None:
+def _drop(place: "FeatureCache", prefix: str, dry_run: bool) -> None:
+    from wtflow.features import upkeep
+
     for shelf in upkeep.shelves_of(place, prefix):
         if not dry_run:
             upkeep.remove_shelf(shelf)
@@ -144,7 +157,9 @@ def _folder(given: Path | None) -> Path:
     return given or Path(os.environ.get("WTFLOW_WORK") or ".wtflow") / "features"
 
 
-def _cache(given: Path | None) -> FeatureCache:
+def _cache(given: Path | None) -> "FeatureCache":
+    from wtflow.features.cache import FeatureCache
+
     folder = _folder(given)
     if not folder.is_dir():
         raise WTFlowError(f"{folder}: no such folder. Nothing was extracted yet, or it is elsewhere: WTFLOW_FEATURES.")

@@ -2,6 +2,9 @@
 
 Scores are the service's: the same detector, one photograph at a time. Exit status: 0; 1 after an image or a file that
 is not right, which is explained; 2 for a command that is not understood.
+
+What takes seconds to import is imported by the command that needs it: `--help`, and a word to a mistyped command, do
+not wait for torch.
 """
 
 import json
@@ -12,9 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from PIL import Image
 from rich.console import Console
@@ -23,15 +25,15 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from wtflow import cost
 from wtflow.artefact import replacing
-from wtflow.bundle import Bundle, load_bundle
 from wtflow.cache_commands import cache
 from wtflow.data.images import decode
 from wtflow.data.tree import IMAGE_SUFFIXES, files, visible
-from wtflow.detector import Detector, Verdict
 from wtflow.errors import ImageError, WTFlowError
-from wtflow.scoring.anomaly_map import overlay
+
+if TYPE_CHECKING:
+    from wtflow.bundle import Bundle
+    from wtflow.detector import Detector, Verdict
 
 OVERLAY_SUFFIX = ".overlay.png"
 WIDTH = 160
@@ -99,6 +101,10 @@ def score(
 ) -> None:
     """Score photographs: score, p-value, decision. An image that cannot be read, or an overlay that
     cannot be written, is reported; the others are scored."""
+    import torch
+
+    from wtflow.bundle import load_bundle
+
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     wanted = photographs(images)
     targets = {} if overlays is None else overlay_paths(wanted, overlays)
@@ -139,6 +145,8 @@ def score(
 )
 def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     """Show a bundle's settings, provenance, and cost on this machine."""
+    from wtflow.bundle import load_bundle
+
     facts = described(load_bundle(bundle))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
@@ -180,14 +188,16 @@ def overlay_paths(wanted: Sequence[Photograph], folder: Path) -> dict[Photograph
     return {photograph: path for path, photograph in taken.items()}
 
 
-def said(verdict: Verdict) -> dict[str, Any]:
+def said(verdict: "Verdict") -> dict[str, Any]:
     """A verdict's figures, named as in the service's reply."""
     fields = ("score", "p_value", "threshold", "is_anomalous", "needs_review")
     return {field: getattr(verdict, field) for field in fields}
 
 
-def described(bundle: Bundle) -> dict[str, Any]:
+def described(bundle: "Bundle") -> dict[str, Any]:
     """What `inspect` says, as plain values."""
+    from wtflow import cost
+
     detector, calibration = bundle.detector(), bundle.calibration
     parameters, operations = cost.parameters(detector), cost.multiply_accumulates(detector)
     return {
@@ -223,12 +233,14 @@ def _report(photograph: Photograph, error: ImageError | OSError, json_lines: boo
     typer.echo(f"error: {photograph.path}: {reason}: {message}", err=True)
 
 
-def _write_overlay(path: Path, picture: Image.Image, verdict: Verdict, detector: Detector) -> None:
+def _write_overlay(path: Path, picture: Image.Image, verdict: "Verdict", detector: "Detector") -> None:
+    from wtflow.scoring.anomaly_map import overlay
+
     with replacing(path) as draft:
         overlay(picture, verdict.anomaly_map, detector.calibration.pixel_threshold).save(draft, format="PNG")
 
 
-def _verdict_table(verdicts: Sequence[tuple[Photograph, Verdict]]) -> Table:
+def _verdict_table(verdicts: Sequence[tuple[Photograph, "Verdict"]]) -> Table:
     table = Table(caption=f"anomalous above the threshold, {verdicts[0][1].threshold:.4f}")
     table.add_column("image", overflow="fold")
     for column in ("score", "p-value"):

@@ -20,7 +20,7 @@ before = torch.random.get_rng_state()
 heavy = {}
 for name in sys.argv[1:]:
     importlib.import_module(name)
-    heavy[name] = [module for module in ("ray", "mlflow", "dvc", "fastapi") if module in sys.modules]
+    heavy[name] = [module for module in ("ray", "mlflow", "dvc", "fastapi", "timm", "torchvision") if module in sys.modules]
 ray, mlflow = sys.modules.get("ray"), sys.modules.get("mlflow")
 print(json.dumps({
     "heavy": heavy,
@@ -68,6 +68,12 @@ def test_the_library_imports_inertly_and_alone(tmp_path: Path) -> None:
     found = probe(names, tmp_path)
     assert found.pop("heavy") == {name: [] for name in names}
     assert found == {"ray": False, "mlflow": False, "threads": 0, "torch": True, "random": True}
+
+
+def test_the_command_line_does_not_wait_for_torch() -> None:
+    code = "import sys, wtflow.cli; print(sorted({'torch', 'scipy', 'pyarrow'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import timm
 import torch
 from pydantic import Field, field_validator
 from safetensors.torch import load_file
@@ -110,6 +109,8 @@ def _bytes(tensor: Tensor) -> bytes:
 
 def build_backbone(params: BackboneParams, weights: Mapping[str, Tensor] | None = None) -> Backbone:
     """The network with its weights: the ones given (a bundle's, already cut), else the ones that `params` names."""
+    import timm  # here: it takes seconds, and who has features already needs no network
+
     try:
         network = timm.create_model(params.name, features_only=True, out_indices=params.levels, pretrained=False)
     except (RuntimeError, ValueError, AttributeError, IndexError) as error:
@@ -178,6 +179,8 @@ def _check(path: Path, sha256: str, name: str) -> None:
 
 
 def _from_hub(name: str, tag: str) -> Mapping[str, Tensor]:
+    import timm
+
     model_name = f"{name}.{tag}" if tag else name
     try:
         weights: Mapping[str, Tensor] = timm.create_model(model_name, features_only=True, pretrained=True).state_dict()

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -26,6 +25,8 @@ def lean(network: nn.Module, image_size: tuple[int, int]) -> nn.Module:
     A norm is taken to follow the convolution that is listed before it. Where that is not so, the maps of a probe
     differ, and the answer is a copy of the network as it is.
     """
+    from timm.layers import BatchNormAct2d, Conv2dSame  # here, as in `build_backbone`
+
     probe_13YX = torch.randn(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
     lighter = copy.deepcopy(network)
     inputs = _inputs(lighter, probe_13YX)
@@ -65,7 +66,7 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
     return conv.kernel_size == conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 
-def _padding_itself(conv: Conv2dSame, sides: tuple[int, int]) -> nn.Conv2d:
+def _padding_itself(conv: nn.Conv2d, sides: tuple[int, int]) -> nn.Conv2d:
     """A plain convolution that does for inputs of these sides what `conv` does with its padding to "same"."""
     kernel, padding, enlarged = [], [], []
     for side, size, stride in zip(sides, conv.kernel_size, conv.stride, strict=True):

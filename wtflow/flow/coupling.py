@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from scipy.optimize import linear_sum_assignment
 
 from wtflow.params import Section
 from wtflow.shapes import FeatureMap
@@ -123,6 +122,8 @@ def step_size(c: float) -> float:
 
 def _dealt(x0_BCHW: FeatureMap, generator: torch.Generator, highest_product: bool) -> FeatureMap:
     """The norms are the same in every permutation: the highest cost is the lowest sum of inner products."""
+    from scipy.optimize import linear_sum_assignment  # here: most couplings do without
+
     noise_BCHW = independent(x0_BCHW, generator)
     product_BB = x0_BCHW.flatten(1).double() @ noise_BCHW.flatten(1).double().T
     _, chosen_B = linear_sum_assignment(product_BB.numpy(), maximize=highest_product)
