@@ -5,7 +5,8 @@
 z are a place's fused channels; t, M and the weights are fixed. So x0 and the field's first layer are one product of z,
 a level coarser than the map is multiplied before it is enlarged, norms' weights and time biases go into the matrix
 behind them, and y comes in units in which e is its square. That is the same from any axes: y is turned (leave = Q R) so
-that a field narrower than y reaches no more of its channels than it has itself.
+that a field narrower than y reaches no more of its channels than it has itself, and what it does not reach is turned
+again (= Q R) so that the finest level's D channels reach no more of it than D.
 """
 
 from collections.abc import Mapping
@@ -37,20 +38,22 @@ class PlaceHead(nn.Module):
         leave_Cb = step * unit_CC @ field.leave.weight
         turn_CC, leave_Ab = (factor.float() for factor in torch.linalg.qr(leave_Cb.double(), mode="complete"))
         leave_Ab = leave_Ab[: field.width]
-        rest_NC = ((unit_CC @ (fusion.offset_C + step * field.leave.bias)) @ turn_CC).expand(len(first_Nb), -1)
-        whitener_CD = fusion.whitener_CD
-        turned_CD = turn_CC.T @ unit_CC @ whitener_CD
-        self.register_buffer("mixer_KD", torch.cat([turned_CD, enter_bC @ whitener_CD]))
-        self.register_buffer("bias_HWK", torch.cat([rest_NC, first_Nb], dim=1).view(*fusion.size, -1))
+        whitener_CD, reached = fusion.whitener_CD, len(leave_Ab)
+        again_RR, rest_RD = torch.linalg.qr((turn_CC.T @ unit_CC @ whitener_CD)[reached:].double(), mode="complete")
+        turn_CC = torch.cat([turn_CC[:, :reached], turn_CC[:, reached:] @ again_RR.float()], dim=1)
+        shift_NC = ((unit_CC @ (fusion.offset_C + step * field.leave.bias)) @ turn_CC).expand(len(first_Nb), -1)
+        full_KD = torch.cat([enter_bC @ whitener_CD, turn_CC[:, :reached].T @ unit_CC @ whitener_CD])
+        self.register_buffer("mixer_KD", torch.cat([full_KD, rest_RD.float()]))
+        self.register_buffer("bias_HWK", torch.cat([first_Nb, shift_NC], dim=1).view(*fusion.size, -1))
         self.register_buffer("leave_bA", leave_Ab.T.contiguous())
-        self.channels = len(turn_CC)
+        self.width, self.full = field.width, len(full_KD)
         time_1T = time_embedding(field.place.new_full((1,), t), field.width)
         self.blocks = nn.ModuleList(_FixedBlock(cast(LocationBlock, block), time_1T) for block in field.blocks)
 
     def forward(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
         """`wtflow.scoring.density.energy` of the features of any batch."""
-        mixed_MK = self.fusion.mixed(levels, self.mixer_KD, self.bias_HWK).flatten(0, 2)
-        y_MC, h_Mb = mixed_MK[:, : self.channels], mixed_MK[:, self.channels :].contiguous()
+        mixed_MK = self.fusion.mixed(levels, self.mixer_KD, self.bias_HWK, self.full).flatten(0, 2)
+        h_Mb, y_MC = mixed_MK[:, : self.width].contiguous(), mixed_MK[:, self.width :]
         for block in self.blocks:
             block(h_Mb)
         y_MC[:, : self.leave_bA.shape[1]].addmm_(h_Mb, self.leave_bA)

@@ -66,24 +66,30 @@ class Fusion(nn.Module):
         maps = [self._to_size(self._read(levels[level])) for level in self.params.levels]
         return torch.cat(maps, dim=3).permute(0, 3, 1, 2)
 
-    def mixed(self, levels: Mapping[int, Tensor], mixer_KD: Tensor, added: Tensor) -> Tensor:
-        """The fused channels times a matrix, plus `added` (K, or H x W x K): B x H x W x K.
+    def mixed(self, levels: Mapping[int, Tensor], mixer_KD: Tensor, added: Tensor, full: int | None = None) -> Tensor:
+        """The fused channels times a matrix, plus `added` (K, or H x W x K): B x H x W x K. Below its first `full` rows
+        the matrix is upper triangular; None: nowhere.
 
         A coarse level is multiplied before it is enlarged."""
         maps = [self._read(levels[level]) for level in self.params.levels]
-        mixers = torch.split(mixer_KD, [map_BYXD.shape[3] for map_BYXD in maps], dim=1)
         coarse: list[tuple[Tensor, Tensor]] = []
         fine: list[tuple[Tensor, Tensor]] = []
-        for map_BYXD, piece_KD in zip(maps, mixers, strict=True):
-            is_coarse = map_BYXD.shape[1:3].numel() < math.prod(self.size)
-            (coarse if is_coarse else fine).append((map_BYXD, piece_KD))
+        end = 0
+        for map_BYXD in maps:
+            start, end = end, end + map_BYXD.shape[3]
+            if map_BYXD.shape[1:3].numel() < math.prod(self.size):
+                coarse.append((map_BYXD, mixer_KD[:, start:end]))
+            else:
+                fine.append((map_BYXD, mixer_KD[: None if full is None else full + end, start:end]))
         enlarged = [self._to_size(F.linear(map_BYXD, piece_KD)) for map_BYXD, piece_KD in coarse]
         total_BHWK = (
             reduce(Tensor.add_, enlarged) if coarse else added.new_zeros(len(maps[0]), *self.size, len(mixer_KD))
         )
         total_BHWK.add_(added)
-        for map_BYXD, piece_KD in fine:  # added up by the product itself
-            total_BHWK.view(-1, len(mixer_KD)).addmm_(self._to_size(map_BYXD).flatten(0, 2), piece_KD.T)
+        for map_BYXD, piece_AD in fine:  # added up by the product itself, on the rows that are not 0
+            total_BHWK.view(-1, len(mixer_KD))[:, : len(piece_AD)].addmm_(
+                self._to_size(map_BYXD).flatten(0, 2), piece_AD.T
+            )
         return total_BHWK
 
     def forward(self, levels: Mapping[int, Tensor]) -> FeatureMap:
