@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.e2e.project import Project, ready_to_train
+from tests.ray_processes import working
 
 pytestmark = pytest.mark.slow
 EPOCHS = 20
@@ -55,10 +56,10 @@ def undisturbed(project: Project) -> str:
 def interrupted(project: Project, undisturbed: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Copy of what a training left whose driver was killed in the middle."""
     process = _started(project, lambda: _epochs(_run(project)) >= 2)
-    ray = psutil.Process(process.pid).children(recursive=True)
+    ray = working(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    psutil.wait_procs(ray, timeout=60)  # Ray's processes notice within seconds, and may finish an epoch until then
+    assert psutil.wait_procs(ray, timeout=60)[1] == []  # they may finish an epoch until they notice
     left = _run(project)
     assert left is not None
     assert 2 <= _epochs(left) < EPOCHS

@@ -20,7 +20,7 @@ before = torch.random.get_rng_state()
 heavy = {}
 for name in sys.argv[1:]:
     importlib.import_module(name)
-    heavy[name] = [module for module in ("ray", "mlflow", "dvc", "fastapi", "timm", "torchvision") if module in sys.modules]
+    heavy[name] = sorted({"ray", "mlflow", "dvc", "fastapi", "timm", "torchvision"} & set(sys.modules))
 ray, mlflow = sys.modules.get("ray"), sys.modules.get("mlflow")
 print(json.dumps({
     "heavy": heavy,

@@ -16,6 +16,7 @@ import yaml
 from pipelines.lines import line_params
 from tests.guards.closure import ROOT
 from tests.pipelines.searches import write_project
+from tests.ray_processes import working
 from wtflow.training import TrainParams
 
 COMMAND = [sys.executable, "-m", "pipelines.tune", "tiny"]
@@ -81,11 +82,11 @@ def test_a_killed_search_goes_on_and_tries_as_many(project: Path) -> None:
     else:
         raise AssertionError("".join(seen))
     time.sleep(3)  # into the third, and beyond Ray's next note
-    children = psutil.Process(process.pid).children(recursive=True)
+    ray = working(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    psutil.wait_procs(children, timeout=15)  # Ray's processes notice within seconds; its agents take longer
+    assert psutil.wait_procs(ray, timeout=60)[1] == []
     before = curves(project)
     assert 2 <= len(before) < TRIALS
     states = [*project.glob(".wtflow/tune/tiny-*/*state*")]
