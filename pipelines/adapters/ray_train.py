@@ -61,8 +61,8 @@ def fit(
 def _fit(
     name: str, features: Path, params: TrainParams, settings: RunSettings, on_epoch: Callable[[Epoch], None]
 ) -> TrainingState:
-    threads = settings.worker_threads()
-    with cluster(settings.cores(), settings.line_cpus(), settings.line_gpus()), _watched(on_epoch) as queue:
+    threads, given_up = settings.worker_threads(), list[str]()
+    with cluster(settings.cores(), settings.line_cpus(), settings.line_gpus()):
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -90,10 +90,15 @@ def _fit(
                 ),
             )
 
-        result = _fitted(trainer, name, settings)
+        with _watched(on_epoch, given_up.append) as queue:
+            result = _fitted(trainer, name, settings)
+        if given_up:
+            raise WTFlowError(_failed(given_up[0], name, settings))
         state = blank(FeatureShards.open(features, verify=False), params)
         with result.checkpoint.as_directory() as folder:
             state.load(Path(folder))
+        if len(state.history) < params.epochs:
+            raise WTFlowError(_failed(f"it ended after {len(state.history)} epochs", name, settings))
         state.scorer.eval()
         return state
 
@@ -161,7 +166,21 @@ def forget(name: str, settings: RunSettings) -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """What each worker runs: build the state, continue a checkpoint if there is one, report every epoch."""
+    """What each worker runs. Ray takes any error for a reason to start again; one that another start would not mend
+    goes to the driver by the queue, and ends the run. Not with several workers, of which the others would wait."""
+    import ray.train
+
+    try:
+        _train_here(config)
+    except (WTFlowError, OSError) as error:
+        stays = isinstance(error, WTFlowError) or FULL.search(str(error))
+        if not stays or ray.train.get_context().get_world_size() > 1:
+            raise
+        config["queue"].put(str(error))
+
+
+def _train_here(config: dict[str, Any]) -> None:
+    """Build the state, continue a checkpoint if there is one, report every epoch."""
     import ray.train
     from ray.train.torch import get_device, prepare_model
 
@@ -205,8 +224,8 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _watched(on_epoch: Callable[[Epoch], None]) -> Iterator[Any]:
-    """A queue for the leading worker's epochs; a thread hands them to `on_epoch` as they come."""
+def _watched(on_epoch: Callable[[Epoch], None], on_end: Callable[[str], None] = lambda error: None) -> Iterator[Any]:
+    """A queue for the leading worker's epochs, and for why it gave up; a thread hands them over as they come."""
     from ray.exceptions import RayActorError
     from ray.util.queue import Queue
 
@@ -215,7 +234,10 @@ def _watched(on_epoch: Callable[[Epoch], None]) -> Iterator[Any]:
     def hand_over() -> None:
         with suppress(RayActorError):
             while (values := queue.get()) is not None:
-                on_epoch(Epoch(**values))
+                if isinstance(values, str):
+                    on_end(values)
+                else:
+                    on_epoch(Epoch(**values))
 
     thread = threading.Thread(target=hand_over, daemon=True)
     thread.start()

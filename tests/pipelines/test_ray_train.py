@@ -12,7 +12,7 @@ from tests.guards.closure import ROOT
 from tests.tiny_line import train_params
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
-from wtflow.training import start, train
+from wtflow.training import Epoch, start, train
 
 PLACES = {"velocity": {"kind": "location"}, "batches": {"kind": "places", "places": 63}}  # not to be halved
 
@@ -51,6 +51,19 @@ def test_two_workers_train_as_one_does(tiny_fit: FeatureShards, tmp_path: Path) 
         assert one.loss == pytest.approx(other.loss, rel=1e-4)
     for name, weight in alone.scorer.state_dict().items():
         torch.testing.assert_close(mine[name], weight, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_what_another_start_would_not_mend_is_told_at_once(tiny_fit: FeatureShards, tmp_path: Path) -> None:
+    settings, told = RunSettings(work=tmp_path, storage="", threads=1), list[Epoch]()
+    params = train_params(epochs=50, learning_rate=1e30)
+    with cluster(1), pytest.raises(WTFlowError) as raised:
+        ray_train.fit("run", tiny_fit.folder, params, settings, told.append)
+    lines = str(raised.value).splitlines()
+    assert lines[0].startswith(f"training run failed: training: the loss of epoch {len(told)} is ")
+    assert "Lower train.learning_rate" in lines[0]
+    assert lines[-1].startswith("Its checkpoints are kept in ")
+    assert "Traceback" not in str(raised.value)
 
 
 def test_workers_that_this_machine_has_no_cpus_for_are_refused(tiny_fit: FeatureShards, tmp_path: Path) -> None:
