@@ -25,7 +25,8 @@ class PlaceHead(nn.Module):
     """{level: map} -> energy_BHW, with the weights that `fusion` (of norm `whiten`) and `field` have now."""
 
     mixer_KD: Tensor
-    bias_HWK: Tensor
+    bias_K: Tensor
+    place_Nb: Tensor
     leave_bA: Tensor
     """A: the axes of y that the field reaches, its first ones."""
 
@@ -34,17 +35,18 @@ class PlaceHead(nn.Module):
         super().__init__()
         self.fusion = fusion
         enter_bC = (1 - t) * field.enter.weight
-        first_Nb = field.place + field.enter.bias + enter_bC @ fusion.offset_C
+        first_b = field.enter.bias + enter_bC @ fusion.offset_C
         leave_Cb = step * unit_CC @ field.leave.weight
         turn_CC, leave_Ab = (factor.float() for factor in torch.linalg.qr(leave_Cb.double(), mode="complete"))
         leave_Ab = leave_Ab[: field.width]
         whitener_CD, reached = fusion.whitener_CD, len(leave_Ab)
         again_RR, rest_RD = torch.linalg.qr((turn_CC.T @ unit_CC @ whitener_CD)[reached:].double(), mode="complete")
         turn_CC = torch.cat([turn_CC[:, :reached], turn_CC[:, reached:] @ again_RR.float()], dim=1)
-        shift_NC = ((unit_CC @ (fusion.offset_C + step * field.leave.bias)) @ turn_CC).expand(len(first_Nb), -1)
+        shift_C = (unit_CC @ (fusion.offset_C + step * field.leave.bias)) @ turn_CC
         full_KD = torch.cat([enter_bC @ whitener_CD, turn_CC[:, :reached].T @ unit_CC @ whitener_CD])
         self.register_buffer("mixer_KD", torch.cat([full_KD, rest_RD.float()]))
-        self.register_buffer("bias_HWK", torch.cat([first_Nb, shift_NC], dim=1).view(*fusion.size, -1))
+        self.register_buffer("bias_K", torch.cat([first_b, shift_C]))
+        self.register_buffer("place_Nb", field.place.clone())
         self.register_buffer("leave_bA", leave_Ab.T.contiguous())
         self.width, self.full = field.width, len(full_KD)
         time_1T = time_embedding(field.place.new_full((1,), t), field.width)
@@ -52,8 +54,9 @@ class PlaceHead(nn.Module):
 
     def forward(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
         """`wtflow.scoring.density.energy` of the features of any batch."""
-        mixed_MK = self.fusion.mixed(levels, self.mixer_KD, self.bias_HWK, self.full).flatten(0, 2)
-        h_Mb, y_MC = mixed_MK[:, : self.width].contiguous(), mixed_MK[:, self.width :]
+        mixed_BNK = self.fusion.mixed(levels, self.mixer_KD, self.bias_K, self.full).flatten(1, 2)
+        h_Mb = (mixed_BNK[:, :, : self.width] + self.place_Nb).flatten(0, 1)
+        y_MC = mixed_BNK.flatten(0, 1)[:, self.width :]
         for block in self.blocks:
             block(h_Mb)
         y_MC[:, : self.leave_bA.shape[1]].addmm_(h_Mb, self.leave_bA)

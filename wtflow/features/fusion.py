@@ -66,11 +66,11 @@ class Fusion(nn.Module):
         maps = [self._to_size(self._read(levels[level])) for level in self.params.levels]
         return torch.cat(maps, dim=3).permute(0, 3, 1, 2)
 
-    def mixed(self, levels: Mapping[int, Tensor], mixer_KD: Tensor, added: Tensor, full: int | None = None) -> Tensor:
-        """The fused channels times a matrix, plus `added` (K, or H x W x K): B x H x W x K. Below its first `full` rows
-        the matrix is upper triangular; None: nowhere.
+    def mixed(self, levels: Mapping[int, Tensor], mixer_KD: Tensor, bias_K: Tensor, full: int | None = None) -> Tensor:
+        """The fused channels times a matrix, plus a bias: B x H x W x K. Below its first `full` rows the matrix is
+        upper triangular; None: nowhere.
 
-        A coarse level is multiplied before it is enlarged."""
+        A coarse level is multiplied before it is enlarged, which leaves the bias as it is."""
         maps = [self._read(levels[level]) for level in self.params.levels]
         coarse: list[tuple[Tensor, Tensor]] = []
         fine: list[tuple[Tensor, Tensor]] = []
@@ -81,11 +81,9 @@ class Fusion(nn.Module):
                 coarse.append((map_BYXD, mixer_KD[:, start:end]))
             else:
                 fine.append((map_BYXD, mixer_KD[: None if full is None else full + end, start:end]))
-        enlarged = [self._to_size(F.linear(map_BYXD, piece_KD)) for map_BYXD, piece_KD in coarse]
-        total_BHWK = (
-            reduce(Tensor.add_, enlarged) if coarse else added.new_zeros(len(maps[0]), *self.size, len(mixer_KD))
-        )
-        total_BHWK.add_(added)
+        biases = (bias_K, *[None] * len(coarse))
+        enlarged = [self._to_size(F.linear(*pair, bias)) for pair, bias in zip(coarse, biases, strict=False)]
+        total_BHWK = reduce(Tensor.add_, enlarged) if coarse else bias_K.repeat(len(maps[0]), *self.size, 1)
         for map_BYXD, piece_AD in fine:  # added up by the product itself, on the rows that are not 0
             total_BHWK.view(-1, len(mixer_KD))[:, : len(piece_AD)].addmm_(
                 self._to_size(map_BYXD).flatten(0, 2), piece_AD.T
