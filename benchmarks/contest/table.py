@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.product_lines import TILE
 from benchmarks.report import Claim, at_least, at_most
+from wtflow.errors import WTFlowError
 
 Row = dict[str, Any]
 MEANS = (
@@ -50,9 +51,14 @@ def _means(rows: Sequence[Row]) -> Row:
 
 
 def claims(rows: Sequence[Row], ours: str = MEASURED) -> list[Claim]:
-    """What may be said of the preset `ours` against every peer."""
+    """What may be said of the preset `ours` against every peer. Raises if it, or every peer, is not among the rows."""
     of = {(row["method"], row["line"]): row for row in rows}
     peers = list(dict.fromkeys(row["method"] for row in rows if not row["ours"] and row["compared"]))
+    if (ours, ALL) not in of or not peers:
+        raise WTFlowError(
+            f"accuracy: nothing to publish without a kept figure of {ours} by today's code, and of a peer. Type: "
+            "make bench NAME=accuracy"
+        )
     lines = [line for method, line in of if method == ours and line != ALL]
     mean = of[ours, ALL]
     ahead = [of[ours, line]["image_auroc"] - of[peer, line]["image_auroc"] for line in lines for peer in peers]

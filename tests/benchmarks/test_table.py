@@ -5,6 +5,7 @@ import pytest
 
 from benchmarks.contest.table import claims, markdown, picture, summary
 from benchmarks.product_lines import TILE
+from wtflow.errors import WTFlowError
 
 
 def row(method: str, line: str, seed: int, image_auroc: float, **more: Any) -> dict[str, Any]:
@@ -69,3 +70,10 @@ def test_the_markdown_has_a_row_a_method_and_leaves_out_what_is_not_known() -> N
 def test_the_picture_is_one(tmp_path: Path) -> None:
     picture(summary(FOUND), tmp_path / "new" / "accuracy.png")
     assert (tmp_path / "new" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("missing", ["wtflow", "padim"])
+def test_without_ours_or_without_a_peer_nothing_is_claimed(missing: str) -> None:
+    left = [one for one in FOUND if one["ours"] != (missing == "wtflow")]
+    with pytest.raises(WTFlowError, match="Type: make bench NAME=accuracy"):
+        claims(summary(left))
