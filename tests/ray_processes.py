@@ -1,5 +1,7 @@
 """The processes of a Ray that a driver started on this machine."""
 
+from collections.abc import Callable
+
 import psutil
 
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -7,11 +9,20 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def working(driver: int) -> list[psutil.Process]:
-    """Those that may train or write, below the driver: when it is killed, they end within seconds."""
+    """Those that may train or write: when the driver is killed, they end within seconds."""
+    return _below(driver, lambda command: not command.startswith(AGENTS))
+
+
+def training(driver: int) -> list[psutil.Process]:
+    """The training workers."""
+    return _below(driver, lambda command: "RayTrainWorker" in command)
+
+
+def _below(driver: int, wanted: Callable[[str], bool]) -> list[psutil.Process]:
     found = []
     for process in psutil.Process(driver).children(recursive=True):
         try:
-            if not " ".join(process.cmdline()).startswith(AGENTS):
+            if wanted(" ".join(process.cmdline())):
                 found.append(process)
         except psutil.Error:  # gone meanwhile
             continue

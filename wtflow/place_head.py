@@ -39,27 +39,28 @@ class PlaceHead(nn.Module):
         leave_Cb = step * unit_CC @ field.leave.weight
         turn_CC, leave_Ab = (factor.float() for factor in torch.linalg.qr(leave_Cb.double(), mode="complete"))
         leave_Ab = leave_Ab[: field.width]
-        whitener_CD, reached = fusion.whitener_CD, len(leave_Ab)
-        again_RR, rest_RD = torch.linalg.qr((turn_CC.T @ unit_CC @ whitener_CD)[reached:].double(), mode="complete")
-        turn_CC = torch.cat([turn_CC[:, :reached], turn_CC[:, reached:] @ again_RR.float()], dim=1)
-        shift_C = (unit_CC @ (fusion.offset_C + step * field.leave.bias)) @ turn_CC
-        full_KD = torch.cat([enter_bC @ whitener_CD, turn_CC[:, :reached].T @ unit_CC @ whitener_CD])
-        self.register_buffer("mixer_KD", torch.cat([full_KD, rest_RD.float()]))
-        self.register_buffer("bias_K", torch.cat([first_b, shift_C]))
+        reached, turned_CC = len(leave_Ab), turn_CC.T @ unit_CC
+        turned_CD, shift_C = turned_CC @ fusion.whitener_CD, turned_CC @ (fusion.offset_C + step * field.leave.bias)
+        again_RR, rest_RD = (
+            factor.float() for factor in torch.linalg.qr(turned_CD[reached:].double(), mode="complete")
+        )
+        first_bD = enter_bC @ fusion.whitener_CD
+        self.register_buffer("mixer_KD", torch.cat([first_bD, turned_CD[:reached], rest_RD]))
+        self.register_buffer("bias_K", torch.cat([first_b, shift_C[:reached], again_RR.T @ shift_C[reached:]]))
         self.register_buffer("place_Nb", field.place.clone())
         self.register_buffer("leave_bA", leave_Ab.T.contiguous())
-        self.width, self.full = field.width, len(full_KD)
         time_1T = time_embedding(field.place.new_full((1,), t), field.width)
         self.blocks = nn.ModuleList(_FixedBlock(cast(LocationBlock, block), time_1T) for block in field.blocks)
 
     def forward(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
         """`wtflow.scoring.density.energy` of the features of any batch."""
-        mixed_BNK = self.fusion.mixed(levels, self.mixer_KD, self.bias_K, self.full).flatten(1, 2)
-        h_Mb = (mixed_BNK[:, :, : self.width] + self.place_Nb).flatten(0, 1)
-        y_MC = mixed_BNK.flatten(0, 1)[:, self.width :]
+        width, reached = self.leave_bA.shape
+        mixed_BNK = self.fusion.mixed(levels, self.mixer_KD, self.bias_K, width + reached).flatten(1, 2)
+        h_Mb = (mixed_BNK[:, :, :width] + self.place_Nb).flatten(0, 1)
+        y_MC = mixed_BNK.flatten(0, 1)[:, width:]
         for block in self.blocks:
             block(h_Mb)
-        y_MC[:, : self.leave_bA.shape[1]].addmm_(h_Mb, self.leave_bA)
+        y_MC[:, :reached].addmm_(h_Mb, self.leave_bA)
         energy_M: Tensor = torch.linalg.vecdot(y_MC, y_MC)
         return energy_M.view(-1, *self.fusion.size)
 

@@ -98,7 +98,7 @@ def _fit(
         with result.checkpoint.as_directory() as folder:
             state.load(Path(folder))
         if len(state.history) < params.epochs:
-            raise WTFlowError(_failed(f"it ended after {len(state.history)} epochs", name, settings))
+            raise WTFlowError(_failed(f"it ended after {len(state.history)} of {params.epochs} epochs", name, settings))
         state.scorer.eval()
         return state
 
@@ -224,7 +224,7 @@ def _train_here(config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _watched(on_epoch: Callable[[Epoch], None], on_end: Callable[[str], None] = lambda error: None) -> Iterator[Any]:
+def _watched(on_epoch: Callable[[Epoch], None], on_end: Callable[[str], None]) -> Iterator[Any]:
     """A queue for the leading worker's epochs, and for why it gave up; a thread hands them over as they come."""
     from ray.exceptions import RayActorError
     from ray.util.queue import Queue

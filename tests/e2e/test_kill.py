@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.e2e.project import Project, ready_to_train
-from tests.ray_processes import working
+from tests.ray_processes import training, working
 
 pytestmark = pytest.mark.slow
 EPOCHS = 20
@@ -139,10 +139,10 @@ def _after(process: "subprocess.Popen[str]", moment: float | None) -> tuple[str,
     lives then; and how long it lived."""
     assert process.stdin is not None
     assert process.stdout is not None
-    before = {worker.pid for worker in _workers_of(process.pid)}
+    before = {worker.pid for worker in training(process.pid)}
     process.stdin.write("train\n")
     process.stdin.flush()
-    while not (found := [worker for worker in _workers_of(process.pid) if worker.pid not in before]):
+    while not (found := [worker for worker in training(process.pid) if worker.pid not in before]):
         assert process.poll() is None
         time.sleep(0.05)
     began = time.monotonic()
@@ -204,19 +204,8 @@ def _logged(project: Project) -> "Counter[int]":
 
 def _worker_of(driver: int) -> psutil.Process:
     """The training worker among the processes that the driver started."""
-    (worker,) = _workers_of(driver)
+    (worker,) = training(driver)
     return worker
-
-
-def _workers_of(driver: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process(driver).children(recursive=True):
-        try:
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:  # gone meanwhile
-            continue
-    return found
 
 
 def _digest(project: Project) -> str:

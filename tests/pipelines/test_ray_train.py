@@ -1,6 +1,7 @@
 """Training on two workers of Ray Train: the samples of one, the same bits each time."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,19 @@ def test_what_another_start_would_not_mend_is_told_at_once(tiny_fit: FeatureShar
     assert "Traceback" not in str(raised.value)
 
 
+@pytest.mark.slow
+def test_a_training_that_ends_early_is_an_error_and_no_bundle(
+    tiny_fit: FeatureShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ends_early(config: dict[str, Any]) -> None:
+        ray_train._train_here({**config, "params": {**config["params"], "epochs": 1}})
+
+    monkeypatch.setattr(ray_train, "_worker", ends_early)
+    settings = RunSettings(work=tmp_path, storage="", threads=1)
+    with cluster(1), pytest.raises(WTFlowError, match="training run failed: it ended after 1 of 3 epochs"):
+        ray_train.fit("run", tiny_fit.folder, train_params(epochs=3), settings, lambda epoch: None)
+
+
 def test_workers_that_this_machine_has_no_cpus_for_are_refused(tiny_fit: FeatureShards, tmp_path: Path) -> None:
     settings = RunSettings(work=tmp_path, threads=2, num_workers=4)
     with pytest.raises(WTFlowError, match="4 CPUs at once, and Ray has 2 on this machine"):
@@ -88,6 +102,6 @@ def test_a_queue_that_dies_takes_nothing_with_it(caplog: pytest.LogCaptureFixtur
     with cluster(1):
         import ray
 
-        with ray_train._watched(lambda epoch: None) as queue:
+        with ray_train._watched(lambda epoch: None, lambda error: None) as queue:
             ray.kill(queue.actor)
     assert "the epochs' queue is gone" in caplog.text

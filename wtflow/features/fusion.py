@@ -81,8 +81,10 @@ class Fusion(nn.Module):
                 coarse.append((map_BYXD, mixer_KD[:, start:end]))
             else:
                 fine.append((map_BYXD, mixer_KD[: None if full is None else full + end, start:end]))
-        biases = (bias_K, *[None] * len(coarse))
-        enlarged = [self._to_size(F.linear(*pair, bias)) for pair, bias in zip(coarse, biases, strict=False)]
+        enlarged = [
+            self._to_size(F.linear(map_BYXD, piece_KD, None if number else bias_K))
+            for number, (map_BYXD, piece_KD) in enumerate(coarse)
+        ]
         total_BHWK = reduce(Tensor.add_, enlarged) if coarse else bias_K.repeat(len(maps[0]), *self.size, 1)
         for map_BYXD, piece_AD in fine:  # added up by the product itself, on the rows that are not 0
             total_BHWK.view(-1, len(mixer_KD))[:, : len(piece_AD)].addmm_(
