@@ -2,10 +2,11 @@
 
 A line is 20 random training images and 20 of calibration out of solar-mono's features, with the settings of
 params.yaml; draw and seed differ. They are put under DVC in a clone of HEAD in .wtflow/bench/fleet, which is made anew.
-The overhead is everything that the command takes beside the plain loop, which trains a few of the lines before, as
-many at a time as there are cores, on one thread each: status and commit of DVC, start and stop of Ray, imports,
-checkpoints, MLflow, places that stand idle, and places that are taken twice. `alone_s` is a line with all cores for
-itself. Seconds that the fleet's trainings tell are no measure: they overlap.
+The overhead is what the command takes beside the plain loop, which trains a few of the lines before, as many at a
+time as there are cores, on one thread each. That of a line is counted from the first training's start to the last
+one's end: checkpoints, MLflow, bundle, commits of DVC meanwhile, places that stand idle, and places that are taken
+twice. That of the command has besides what is paid once: imports, DVC's status and last commit, start and stop of Ray.
+`alone_s` is a line with all cores for itself. Seconds that the fleet's trainings tell are no measure: they overlap.
 `make repro` brings the features.
 """
 
@@ -55,10 +56,17 @@ def main() -> None:
     command = [sys.executable, "-m", "pipelines.fleet", "--cpus", str(CORES)]
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=place, env=_environment(place), stdout=subprocess.PIPE, text=True)
+    trained: dict[str, float] = {}
+    starts, ends = [], []
+    assert process.stdout
     with _memory(process.pid) as memory:
-        printed, _ = process.communicate()
-    wall = time.perf_counter() - began
-    trained = {line: float(seconds) for line, seconds in TRAINED.findall(printed)}
+        for told in process.stdout:
+            for line, seconds in TRAINED.findall(told):
+                trained[line] = float(seconds)
+                ends.append(time.perf_counter())
+                starts.append(ends[-1] - trained[line])
+        process.wait()
+    wall, busy = time.perf_counter() - began, max(ends) - min(starts)
     quarter = len(memory) // 4
     row = {
         "lines": LINES,
@@ -67,7 +75,9 @@ def main() -> None:
         "alone_s": alone,
         "plain_s": plain,
         "median_training_s": statistics.median(trained.values()),
-        "overhead": CORES * wall / (LINES * plain) - 1,
+        "busy_s": busy,
+        "overhead_of_a_line": CORES * busy / (LINES * plain) - 1,
+        "overhead_of_the_command": CORES * wall / (LINES * plain) - 1,
         "growth": statistics.median(memory[-quarter:]) / statistics.median(memory[quarter : 2 * quarter]) - 1,
         "pss_gib": [round(value, 2) for value in memory],
     }
@@ -78,7 +88,16 @@ def claims(row: dict[str, Any]) -> list[Claim]:
     """What the run comes to."""
     return [
         at_most(f"{LINES} small lines: lines that were not trained", row["lines"] - row["trained"], 0),
-        at_most(f"{LINES} small lines: overhead, as a share of the time of plain trainings", row["overhead"], 0.10),
+        at_most(
+            f"{LINES} small lines: overhead of a line, as a share of its plain training",
+            row["overhead_of_a_line"],
+            0.10,
+        ),
+        at_most(
+            f"{LINES} small lines: overhead of the command, as a share of the time of plain trainings",
+            row["overhead_of_the_command"],
+            0.10,
+        ),
         at_most(
             f"{LINES} small lines: memory of all processes, last quarter of the run over the second, less 1",
             row["growth"],

@@ -91,7 +91,7 @@ def write_untrained(name: str, path: str) -> None:
         limits=ImageLimits(),
     )
     calibration = Calibration(np.linspace(1.0, 2.0, 100), train.calibration.target_fpr, pixel_threshold=1.0)
-    write_bundle(Path(path), config, backbone, scorer, calibration, {"line": f"untrained-{name}"})
+    write_bundle(Path(path), config, backbone.network.state_dict(), scorer, calibration, {"line": f"untrained-{name}"})
 
 
 def at_hand(params: BackboneParams, folder: Path) -> BackboneParams:

@@ -27,7 +27,7 @@ from wtflow.errors import WTFlowError
 from wtflow.training import TrainParams
 
 COMMIT_EVERY_S = 30
-COMMIT_SHARE = 0.1
+COMMIT_SHARE = 0.03
 """Of the time, at most: a commit takes seconds where there are many lines."""
 BEFORE = ("fetch", "prepare", "extract")
 """Stages whose outputs `train` reads, its own line's."""

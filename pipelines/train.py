@@ -24,7 +24,7 @@ from wtflow.bundle import BundleConfig, write_bundle
 from wtflow.data.images import ImageLimits
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
-from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
+from wtflow.features.backbone import BackboneParams, load_weights
 from wtflow.scoring.calibration import Calibration, calibrate, conformal_rank
 from wtflow.training import Epoch, TrainingState, TrainParams, finish
 
@@ -155,10 +155,10 @@ def _write(
         "backbone_digest": header["backbone_digest"],
         "versions": library_versions(),
     }
-    network = build_backbone(config.backbone, load_weights(shards.folder / "backbone.safetensors"))
     path = Path(f"models/{line}")
     try:
-        digest = write_bundle(path, config, network, state.scorer, calibration, provenance)
+        weights = load_weights(shards.folder / "backbone.safetensors")
+        digest = write_bundle(path, config, weights, state.scorer, calibration, provenance)
     except OSError as error:
         error.filename = error.filename or str(path)  # Python does not say which file a disk was too full for
         raise

@@ -110,4 +110,5 @@ def write(path: Path, scorer: Scorer, shards: FeatureShards, settings: ExtractPa
     )
     map_BHW, score_B = scorer(shards.batch(shards.rows(split="calibrate")))
     calibration = calibrate(score_B.double().numpy(), map_BHW.numpy(), params.calibration)
-    write_bundle(path, config, build_backbone(settings.backbone), scorer, calibration, {"line": tiny_line.LINE})
+    weights = build_backbone(settings.backbone).network.state_dict()
+    write_bundle(path, config, weights, scorer, calibration, {"line": tiny_line.LINE})

@@ -151,7 +151,7 @@ def write_trained(shards: FeatureShards, path: Path) -> str:
         score=params.score,
         limits=ImageLimits.parse(shards.header["limits"], "tests"),
     )
-    network = build_backbone(backbone, load_weights(shards.folder / "backbone.safetensors"))
+    weights = load_weights(shards.folder / "backbone.safetensors")
     provenance = {
         "line": LINE,
         "seed": params.seed,
@@ -159,7 +159,7 @@ def write_trained(shards: FeatureShards, path: Path) -> str:
         "data_version": shards.data_version,
         "features_digest": shards.digest,
     }
-    return write_bundle(path, config, network, state.scorer, calibrated(state, shards, params), provenance)
+    return write_bundle(path, config, weights, state.scorer, calibrated(state, shards, params), provenance)
 
 
 def scores(values: Any) -> np.ndarray:

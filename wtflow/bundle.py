@@ -10,15 +10,18 @@
 The digest names the bundle everywhere: in metrics, registry, service replies. Every file is checked on load.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from wtflow.artefact import digest_of, read_json, replacing, save_tensors, sha256_file, write_json
 from wtflow.data.images import ImageLimits
 from wtflow.detector import Detector, Scorer
 from wtflow.errors import DigestError, WTFlowError
-from wtflow.features.backbone import Backbone, BackboneParams, build_backbone, load_weights
+from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
 from wtflow.features.fusion import Fusion, FusionParams
 from wtflow.flow.coupling import CouplingParams
 from wtflow.flow.solver import SolverParams
@@ -71,16 +74,17 @@ class Bundle:
 def write_bundle(
     path: Path,
     config: BundleConfig,
-    backbone: Backbone,
+    backbone: Mapping[str, Tensor],
     scorer: Scorer,
     calibration: Calibration,
     provenance: dict[str, Any],
 ) -> str:
-    """Write the folder as a whole, replacing what was there; returns its digest."""
+    """Write the folder as a whole, replacing what was there; returns its digest. `backbone`: the weights that are run,
+    as `Backbone.network` holds them and the features carry them."""
     with replacing(path) as draft:
         draft.mkdir(parents=True)
         write_json(draft / "config.json", config.model_dump(mode="json"))
-        save_tensors(draft / "backbone.safetensors", backbone.network.state_dict())
+        save_tensors(draft / "backbone.safetensors", backbone)
         save_tensors(draft / "scorer.safetensors", scorer.state_dict())
         write_json(draft / "calibration.json", calibration.to_json())
         write_json(draft / "provenance.json", provenance)

@@ -11,7 +11,7 @@ from pipelines.train import bundle_config, calibrated
 from wtflow.bundle import load_bundle, write_bundle
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Detector
-from wtflow.features.backbone import build_backbone, load_weights
+from wtflow.features.backbone import load_weights
 from wtflow.scoring.anomaly_map import enlarge
 from wtflow.training import TrainParams, be_deterministic, finish, start, train
 
@@ -31,9 +31,9 @@ class Preset:
         train(state, shards, self.params)
         scorer = finish(state, shards)
         config = bundle_config(self.params, shards, scorer)
-        network = build_backbone(config.backbone, load_weights(shards.folder / "backbone.safetensors"))
+        weights = load_weights(shards.folder / "backbone.safetensors")
         calibration = calibrated(scorer, shards, self.params)
-        write_bundle(bundle, config, network, scorer, calibration, {"seed": self.params.seed})
+        write_bundle(bundle, config, weights, scorer, calibration, {"seed": self.params.seed})
         self.detector = load_bundle(bundle).detector()
 
     def embed(self, images_BYX3: Tensor) -> object:

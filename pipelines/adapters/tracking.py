@@ -1,6 +1,7 @@
 """MLflow tracking: one run a training, found again by the digest of the bundle that came out of it."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,11 @@ from wtflow.training import Epoch, TrainParams
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 EXPERIMENT = "wtflow"
+TOLD_EVERY_S = 1.0
+"""A call to MLflow takes as long as a tenth of a small line's epoch: short epochs share one."""
 logger = logging.getLogger(__name__)
 
 
@@ -65,6 +69,8 @@ class TrainingRun:
 
     def __init__(self, line: str, key: str, params: TrainParams) -> None:
         self.line, self.key, self.params = line, key, params
+        self._untold: list[Metric] = []
+        self._told_at = -math.inf
 
     def __enter__(self) -> Self:
         with tracking() as (client, experiment):
@@ -73,14 +79,21 @@ class TrainingRun:
         return self
 
     def log(self, epoch: Epoch) -> None:
-        """The epoch's loss and learning rate. Warns if MLflow does not take them."""
+        """The epoch's loss and learning rate, at once or together with those of the next ones. Warns if MLflow does not
+        take them."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
         values = {"loss": epoch.loss, "learning_rate": epoch.learning_rate}
-        points = [Metric(name, value, now, epoch.epoch) for name, value in values.items()]
-        with losable(f"{self.key}: epoch {epoch.epoch}"):
-            self.client.log_batch(self.run_id, points)
+        self._untold += [Metric(name, value, now, epoch.epoch) for name, value in values.items()]
+        if time.monotonic() - self._told_at >= TOLD_EVERY_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        points, self._untold, self._told_at = self._untold, [], time.monotonic()
+        if points:
+            with losable(f"{self.key}: epoch {points[-1].step}"):
+                self.client.log_batch(self.run_id, points)
 
     def finish(self, bundle_digest: str) -> None:
         """Say which bundle came out."""
@@ -90,6 +103,7 @@ class TrainingRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._tell()
         try:
             with _told():
                 self.client.set_terminated(self.run_id, "FINISHED" if error is None else "FAILED")

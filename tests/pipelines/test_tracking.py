@@ -1,10 +1,13 @@
 """An MLflow that does not answer while something trains."""
 
 import logging
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import requests
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from pipelines.adapters.search_tracking import SearchRun
@@ -41,6 +44,27 @@ def test_an_epoch_that_is_not_noted_ends_no_training(client: Any, caplog: pytest
         run.log(Epoch(epoch=2, loss=0.5, learning_rate=0.1))
     assert "line-0: epoch 2 could not be noted in MLflow at" in caplog.text
     assert "no answer" in caplog.text
+
+
+def test_short_epochs_share_a_call_and_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    told = []
+    with suppress(ZeroDivisionError), TrainingRun("line", "line-0", train_params()) as run:
+        log_batch = run.client.log_batch
+
+        def counted(run_id: str, points: list[Metric]) -> None:
+            told.append([point.step for point in points])
+            log_batch(run_id, points)
+
+        run.client.log_batch = counted  # type: ignore[method-assign, assignment]
+        for epoch in range(5):
+            run.log(Epoch(epoch, loss=2.0 - epoch / 4, learning_rate=0.1))
+        raise ZeroDivisionError
+    assert told[0] == [0, 0]  # the first one is seen at once
+    assert len(told) < 5
+    history = run.client.get_metric_history(run.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(0, 2.0), (1, 1.75), (2, 1.5), (3, 1.25), (4, 1.0)]
+    assert run.client.get_run(run.run_id).info.status == "FAILED"
 
 
 def test_the_bundle_of_a_training_must_be_noted() -> None:

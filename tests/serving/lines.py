@@ -68,4 +68,4 @@ def write_line(path: Path, seed: int) -> str:
         CalibrationParams(target_fpr=0.1, pixel_quantile=0.9),
     )
     provenance = {"line": path.name, "seed": seed, "git_commit": "0" * 40, "data_version": "f" * 32 + ".dir"}
-    return write_bundle(path, config, backbone, scorer, calibration, provenance)
+    return write_bundle(path, config, backbone.network.state_dict(), scorer, calibration, provenance)
