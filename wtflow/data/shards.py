@@ -7,7 +7,7 @@
 * `backbone.safetensors`: the weights that made them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -115,12 +115,19 @@ def part_name(number: int) -> str:
     return f"part-{number:05d}.safetensors"
 
 
-def seal(folder: Path, index: pa.Table, levels: Sequence[int], facts: dict[str, Any]) -> None:
-    """Write the index of a folder whose partitions are all there; without it the folder does not open."""
+def seal(
+    folder: Path, index: pa.Table, levels: Sequence[int], facts: dict[str, Any], known: Mapping[str, str] | None = None
+) -> None:
+    """Write the index of a folder whose partitions are all there; without it the folder does not open. `known`: the
+    SHA-256 of files that were read and hashed just before, by name."""
     pq.write_table(index, folder / "index.parquet", compression="zstd")
     partitions = (pc.max(index["partition"]).as_py() + 1) if index.num_rows else 0
     names = [part_name(number) for number in range(partitions)]
-    files = {name: sha256_file(folder / name) for name in [*names, "index.parquet", REJECTED, "backbone.safetensors"]}
+    known = known or {}
+    files = {
+        name: known[name] if name in known else sha256_file(folder / name)
+        for name in [*names, "index.parquet", REJECTED, "backbone.safetensors"]
+    }
     for path in folder.iterdir():
         if path.name not in files:
             path.unlink()  # of an earlier run with more partitions, or half written
