@@ -26,7 +26,7 @@ from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
 from wtflow.training import TrainParams
 
-COMMIT_EVERY_S = 30
+COMMIT_EVERY_S = 60
 COMMIT_SHARE = 0.03
 """Of the time, at most: a commit takes seconds where there are many lines."""
 BEFORE = ("fetch", "prepare", "extract")

@@ -12,7 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from pipelines.adapters.ray_fleet import Ended, News
 
-COLUMNS = ("line", "state", "node", "epoch", "s/epoch", "loss", "ETA")
+COLUMNS = ("line", "state", "node", "epoch", "images/s", "loss", "ETA")
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Row:
             self.state,
             news.node,
             f"{news.done}/{news.epochs}",
-            "" if news.epoch_s is None else f"{news.epoch_s:.1f}",
+            "" if news.images_per_s is None else f"{news.images_per_s:.0f}",
             "" if news.loss is None else f"{news.loss:.4f}",
             "" if eta is None else f"{eta:.0f} s",
         ]

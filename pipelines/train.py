@@ -54,7 +54,8 @@ def main(line: str) -> None:
     with progress(f"train {line}", params.epochs) as bar:
 
         def on_epoch(epoch: Epoch) -> None:
-            bar.update(bar.task_ids[0], completed=epoch.epoch + 1, description=f"train {line} loss {epoch.loss:.4f}")
+            told = f"loss {epoch.loss:.4f}, mean y² {epoch.mean_y2:.3f}, {epoch.images_per_s:.0f} images/s"
+            bar.update(bar.task_ids[0], completed=epoch.epoch + 1, description=f"train {line}: {told}")
 
         done = train_line(line, params, settings, ray_train.fit, on_epoch)
     Console().print(

@@ -74,6 +74,20 @@ def test_the_loss_falls(tiny_fit: FeatureShards) -> None:
     assert history[-1].loss < 0.85 * history[0].loss
 
 
+def test_an_epoch_tells_how_the_training_stands(tiny_fit: FeatureShards) -> None:
+    rows = tiny_fit.rows(split="train")
+    state = trained(tiny_fit, train_params(epochs=3, batches={"images": len(rows)}))  # an epoch is one step
+    scorer, last = state.scorer, state.history[-1]
+    gradient = torch.cat([weight.grad.flatten() for weight in scorer.field.parameters() if weight.grad is not None])
+    assert last.gradient_norm == pytest.approx(gradient.norm().item(), rel=1e-5)
+    with torch.no_grad():
+        y = scorer.transported(scorer.fusion(tiny_fit.batch(rows)), scorer.field)
+    assert last.mean_y2 == pytest.approx(y.square().mean().item(), rel=1e-4)
+    assert last.c == scorer.c.item()
+    assert last.images_per_s > 0
+    assert last.memory_gb > 0.01
+
+
 def test_the_backbone_s_statistics_normalise_the_training_images(tiny_fit: FeatureShards) -> None:
     state = start(tiny_fit, train_params())
     x0 = state.scorer.fusion(tiny_fit.batch(tiny_fit.rows(split="train"))).double()

@@ -85,9 +85,10 @@ class Scorer(nn.Module):
     def learn_usual(self, batches: Iterable[Mapping[int, Tensor]]) -> None:
         """Set what normal images leave of y, from features of the training images; before `freeze`."""
         x0_of = (self.fusion(levels) for levels in batches)
-        self.usual_CC.copy_(usual_products((x0_BCHW, self._transported(x0_BCHW, self.field)) for x0_BCHW in x0_of))
+        self.usual_CC.copy_(usual_products((x0_BCHW, self.transported(x0_BCHW, self.field)) for x0_BCHW in x0_of))
 
-    def _transported(self, x0_BCHW: FeatureMap, field: VelocityField) -> FeatureMap:
+    def transported(self, x0_BCHW: FeatureMap, field: VelocityField) -> FeatureMap:
+        """y: where the solver takes x0 along `field`."""
         return euler(field, x0_BCHW, step_size(self.c.item()), self.solver.steps, self.solver.start)
 
     def _energy(self, levels: Mapping[int, Tensor]) -> AnomalyMap:
@@ -96,7 +97,7 @@ class Scorer(nn.Module):
             energy_BHW: AnomalyMap = fixed(levels)
             return energy_BHW
         unit_CC = units(self.usual_CC) if self.unit_CC is None else self.unit_CC
-        return energy(self._transported(self.fusion(levels), fixed), unit_CC)
+        return energy(self.transported(self.fusion(levels), fixed), unit_CC)
 
     @torch.inference_mode()
     def forward(self, levels: Mapping[int, Tensor]) -> tuple[AnomalyMap, ImageScores]:

@@ -6,6 +6,8 @@ killed and resumed ends with the same weights as one that was not.
 """
 
 import math
+import resource
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -18,6 +20,7 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from wtflow.artefact import read_json, save_tensors, sha256_file, write_json
 from wtflow.batches import READ_AT_ONCE, Batch, Batches, BatchParams, build_batches
@@ -79,6 +82,16 @@ class Epoch:
     """Mean over the samples of the weighted matching loss; about 1 + var(x0) for a field that knows nothing."""
     learning_rate: float
     """At the epoch's last step."""
+    gradient_norm: float
+    """Of the last step, over all weights."""
+    c: float
+    """Constant of the coupling."""
+    mean_y2: float
+    """Mean of y^2 over the last step's samples: 0 in the well, about 1 for a field that knows nothing."""
+    images_per_s: float = field(compare=False)
+    """Of the global batch; as many single places as a map has count as an image."""
+    memory_gb: float = field(compare=False)
+    """Highest so far, of this process; on a GPU of its tensors there."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +199,7 @@ def train(
     coupling = build_coupling(params.coupling)
     for epoch in range(len(state.history), params.epochs):
         network.train()
+        began = time.perf_counter()
         total, samples = torch.zeros((), device=place.device), 0
         first = torch.full(
             (), batches.steps, device=place.device
@@ -204,10 +218,18 @@ def train(
             samples += size
             first = torch.where(loss_B.detach().sum().isfinite(), first, first.clamp(max=step))
         loss = _over_workers(total, place, torch.distributed.ReduceOp.SUM) / samples
-        if not math.isfinite(loss):
-            broken = int(_over_workers(first, place, torch.distributed.ReduceOp.MIN))
-            raise WTFlowError(_diverged(loss, epoch, broken, batches, shards))
-        done = Epoch(epoch, loss, rate)
+        norm = get_total_norm(weight.grad for weight in network.parameters() if weight.grad is not None).item()
+        for what, value in (("loss", loss), ("gradient's norm", norm)):
+            if not math.isfinite(value):
+                broken = min(int(_over_workers(first, place, torch.distributed.ReduceOp.MIN)), batches.steps - 1)
+                raise WTFlowError(_diverged(f"the {what} of epoch {epoch} is {value}", epoch, broken, batches, shards))
+        images = samples * sample.x_BCHW.shape[2:].numel() / math.prod(state.scorer.fusion.size)
+        images_per_s = images / (time.perf_counter() - began)
+        mean_y2 = (
+            _over_workers(_mean_y2(state.scorer, sample), place, torch.distributed.ReduceOp.SUM) / place.world_size
+        )
+        c = state.scorer.c.item()
+        done = Epoch(epoch, loss, rate, norm, c, mean_y2, images_per_s, _memory_gb(place.device))
         state.history.append(done)
         on_epoch(state, done)
     state.scorer.eval()
@@ -248,21 +270,35 @@ def _share(batch: Batch, coupling: Coupling, times: TimeParams, place: Place) ->
     return interpolate(batch.x0_BCHW[share], x1_BCHW[share], t_B[share], place_B)
 
 
+@torch.no_grad()
+def _mean_y2(scorer: Scorer, sample: PathSample) -> Tensor:
+    """Of this worker's samples, by the field as it is scored."""
+    x0_BCHW = sample.x_BCHW - sample.t_B.view(-1, 1, 1, 1) * sample.velocity_BCHW
+    places, scored = () if sample.place_B is None else (sample.place_B,), scorer.field.eval()
+    y_BCHW = scorer.transported(x0_BCHW, lambda x_BCHW, t_B: scored(x_BCHW, t_B, *places))
+    return y_BCHW.square().mean()
+
+
+def _memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
 def _over_workers(value: Tensor, place: Place, how: "torch.distributed.ReduceOp.RedOpType") -> float:
     if place.world_size > 1:
         torch.distributed.all_reduce(value, op=how)
     return value.item()
 
 
-def _diverged(loss: float, epoch: int, step: int, batches: Batches, shards: FeatureShards) -> str:
+def _diverged(what: str, epoch: int, step: int, batches: Batches, shards: FeatureShards) -> str:
     """What to say, with some images of the batch where it began: their features, or the rate, are the cause."""
     batch = next(islice(batches.epoch(epoch), step, None), None)
     rows = [] if batch is None else sorted(set(batch.row_B.tolist()))
     images = shards.index.select(["image_id", "path"]).take(rows[:IMAGES_NAMED]).to_pylist()
     return "\n".join(
         [
-            f"training: the loss of epoch {epoch} is {loss}. Lower train.learning_rate, or look at the images of step "
-            f"{step}, where it began:",
+            f"training: {what}. Lower train.learning_rate, or look at the images of step {step}, where it began:",
             *(f"  {image['image_id']}  {image['path']}" for image in images),
             *([f"  and {len(rows) - IMAGES_NAMED} more"] if len(rows) > IMAGES_NAMED else []),
         ]

@@ -46,8 +46,8 @@ class News:
     loss: float | None
     seconds: float
     """Since the line was started there."""
-    epoch_s: float | None
-    """What the last epoch took; None where there was none before it on this node."""
+    images_per_s: float | None
+    """In the last epoch."""
 
 
 @dataclass(frozen=True)
@@ -184,13 +184,10 @@ def _task(line: str, project: str, values: dict[str, Any], queue: Any) -> Ended:
     try:
         params = line_params(line, "train", TrainParams)
         _tell(queue, News(line, node, 0, params.epochs, None, 0.0, None))
-        began: list[float] = []
 
         def on_epoch(epoch: Epoch) -> None:
-            now = time.perf_counter()
-            took = now - began[-1] if began else None
-            began.append(now)
-            _tell(queue, News(line, node, epoch.epoch + 1, params.epochs, epoch.loss, now - started, took))
+            seconds = time.perf_counter() - started
+            _tell(queue, News(line, node, epoch.epoch + 1, params.epochs, epoch.loss, seconds, epoch.images_per_s))
 
         done = train_line(line, params, settings, fit_here if settings.num_workers == 1 else ray_train.fit, on_epoch)
         return Ended(line, time.perf_counter() - started, done.name, done.digest)

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -16,6 +17,7 @@ from wtflow.training import Epoch, TrainParams
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 EXPERIMENT = "wtflow"
 TOLD_EVERY_S = 1.0
@@ -76,16 +78,19 @@ class TrainingRun:
         with tracking() as (client, experiment):
             self.client = client
             self.run_id = run_of(client, experiment, self.line, self.key, flat(self.params.model_dump(mode="json")))
+            client.update_run(self.run_id, status="RUNNING")  # one that was cut off may have been told to have failed
+        self._monitor = system_monitor(self.run_id)
         return self
 
     def log(self, epoch: Epoch) -> None:
-        """The epoch's loss and learning rate, at once or together with those of the next ones. Warns if MLflow does not
-        take them."""
+        """The figures of the epoch, at once or together with those of the next ones. Warns if MLflow does not take
+        them."""
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        values = {"loss": epoch.loss, "learning_rate": epoch.learning_rate}
-        self._untold += [Metric(name, value, now, epoch.epoch) for name, value in values.items()]
+        values = asdict(epoch)
+        step = values.pop("epoch")
+        self._untold += [Metric(name, value, now, step) for name, value in values.items()]
         if time.monotonic() - self._told_at >= TOLD_EVERY_S:
             self._tell()
 
@@ -104,6 +109,8 @@ class TrainingRun:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._tell()
+        if self._monitor:
+            self._monitor.finish()
         try:
             with _told():
                 self.client.set_terminated(self.run_id, "FINISHED" if error is None else "FAILED")
@@ -111,6 +118,20 @@ class TrainingRun:
             if error is None:
                 raise
             logger.warning("%s", untold)  # what went wrong first is what has to be mended
+
+
+def system_monitor(run_id: str) -> "SystemMetricsMonitor | None":
+    """Writes the load of this machine to a run, every ten seconds, until it is finished; none where
+    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is false."""
+    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as WANTED
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    if WANTED.is_set() and not WANTED.get():
+        return None
+    logging.getLogger(SystemMetricsMonitor.__module__).setLevel(logging.WARNING)  # not each start and end
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+    monitor.start()
+    return monitor
 
 
 def run_of(client: "MlflowClient", experiment: str, line: str, key: str, params: Mapping[str, Any], **tags: str) -> str:

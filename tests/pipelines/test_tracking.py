@@ -1,6 +1,7 @@
 """An MLflow that does not answer while something trains."""
 
 import logging
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,6 +31,19 @@ class Broken:
         return fail
 
 
+def epoch(number: int, loss: float = 0.5) -> Epoch:
+    return Epoch(
+        number,
+        loss,
+        learning_rate=0.1,
+        gradient_norm=0.2,
+        c=0.0,
+        mean_y2=0.9,
+        images_per_s=100.0,
+        memory_gb=0.5,
+    )
+
+
 @pytest.fixture(
     params=[MlflowException("no answer"), requests.ConnectionError("no answer")], ids=["mlflow", "requests"]
 )
@@ -41,7 +55,7 @@ def test_an_epoch_that_is_not_noted_ends_no_training(client: Any, caplog: pytest
     run = TrainingRun("line", "line-0", train_params())
     run.client, run.run_id = client, "1"
     with caplog.at_level(logging.WARNING):
-        run.log(Epoch(epoch=2, loss=0.5, learning_rate=0.1))
+        run.log(epoch(2))
     assert "line-0: epoch 2 could not be noted in MLflow at" in caplog.text
     assert "no answer" in caplog.text
 
@@ -57,14 +71,32 @@ def test_short_epochs_share_a_call_and_none_is_lost(tmp_path: Path, monkeypatch:
             log_batch(run_id, points)
 
         run.client.log_batch = counted  # type: ignore[method-assign, assignment]
-        for epoch in range(5):
-            run.log(Epoch(epoch, loss=2.0 - epoch / 4, learning_rate=0.1))
+        for number in range(5):
+            run.log(epoch(number, loss=2.0 - number / 4))
         raise ZeroDivisionError
-    assert told[0] == [0, 0]  # the first one is seen at once
+    assert set(told[0]) == {0}  # the first one is seen at once
     assert len(told) < 5
     history = run.client.get_metric_history(run.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(0, 2.0), (1, 1.75), (2, 1.5), (3, 1.25), (4, 1.0)]
     assert run.client.get_run(run.run_id).info.status == "FAILED"
+    assert set(run.client.get_run(run.run_id).data.metrics) == {
+        "loss", "learning_rate", "gradient_norm", "c", "mean_y2", "images_per_s", "memory_gb"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_load_of_the_machine_goes_to_the_run(wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+    if not wanted:
+        monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    with TrainingRun("line", "line-0", train_params()) as run:
+        time.sleep(1)
+    with TrainingRun("line", "line-0", train_params()) as again:  # as after a kill: the same run goes on
+        assert again.run_id == run.run_id
+        assert run.client.get_run(run.run_id).info.status == "RUNNING"
+    told = set(run.client.get_run(run.run_id).data.metrics)
+    assert ({"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= told) is wanted
 
 
 def test_the_bundle_of_a_training_must_be_noted() -> None:
