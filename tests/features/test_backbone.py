@@ -37,6 +37,12 @@ def test_levels_have_their_strides_and_channels(backbone: Backbone, photographs:
     assert {value.dtype for value in maps.values()} == {torch.float16}
 
 
+def test_photographs_come_on_the_scale_of_the_weights(backbone: Backbone, photographs: torch.Tensor) -> None:
+    normalised = backbone.normalised(photographs[:, :48])
+    assert torch.equal(normalised, ((photographs[:, :48] - backbone.mean_3) / backbone.std_3).permute(0, 3, 1, 2))
+    assert normalised.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_cut_network_computes_what_the_whole_one_does(backbone: Backbone, photographs: torch.Tensor) -> None:
     whole = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4), pretrained=False)
     full = build_backbone(params(levels=[2, 3, 4]))

@@ -87,7 +87,10 @@ class Backbone(nn.Module):
 
     def normalised(self, image_BYX3: Tensor) -> Tensor:
         """uint8 photographs -> B x 3 x Y x X on the scale that the weights know, the channels last in memory."""
-        return ((image_BYX3 - self.mean_3) / self.std_3).permute(0, 3, 1, 2)
+        # by rows, three channels to a pixel: runs of three would take four times as long
+        mean_R, std_R = (value_3.repeat(image_BYX3.shape[2]) for value_3 in (self.mean_3, self.std_3))
+        rows_BYR = image_BYX3.flatten(2).float().sub_(mean_R).div_(std_R)
+        return rows_BYR.view(image_BYX3.shape).permute(0, 3, 1, 2)
 
     @property
     def device(self) -> torch.device:
