@@ -1,6 +1,6 @@
 """What each preset costs: parameters, operations, bytes, memory, time. Measured with untrained weights.
 
-`wtflow inspect` of an untrained bundle, in a process of its own. The largest needs about 8 GB of memory and 7 GB of
+`wtflow inspect` of an untrained bundle, in a process of its own. The largest needs about 11 GB of memory and 7 GB of
 disk; a network whose weights would come from the hub gets random ones.
 """
 
