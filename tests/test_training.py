@@ -88,6 +88,14 @@ def test_an_epoch_tells_how_the_training_stands(tiny_fit: FeatureShards) -> None
     assert last.memory_gb > 0.01
 
 
+def test_a_gradient_that_is_not_finite_ends_the_training(tiny_fit: FeatureShards) -> None:
+    params = train_params(batches={"images": len(tiny_fit.rows(split="train"))})  # an epoch is one step
+    state = start(tiny_fit, params)
+    state.scorer.field.leave.bias.register_hook(lambda gradient: torch.full_like(gradient, math.inf))  # type: ignore[no-untyped-call]
+    with pytest.raises(WTFlowError, match=r"gradient's norm of epoch 0 is inf\. Lower train\.learning_rate"):
+        train(state, tiny_fit, params)
+
+
 def test_the_backbone_s_statistics_normalise_the_training_images(tiny_fit: FeatureShards) -> None:
     state = start(tiny_fit, train_params())
     x0 = state.scorer.fusion(tiny_fit.batch(tiny_fit.rows(split="train"))).double()
