@@ -30,7 +30,7 @@ from wtflow.errors import DigestError, WTFlowError
 from wtflow.training import Epoch, Place, TrainingState, TrainParams, be_deterministic, start, train
 
 RESTARTS = 3
-POLL_S = 0.3
+POLL_S = 1.0
 KEPT = 2
 logger = logging.getLogger(__name__)
 

@@ -56,11 +56,7 @@ def cluster(cores: int, cpus: int = 0, gpus: int = 0) -> Iterator[None]:
     import ray
 
     runtime = {"env_vars": {**passed(os.environ), "PYTHONPATH": str(Path.cwd())}}
-    local = (
-        {"num_cpus": max(1, cores), "include_dashboard": True, "dashboard_host": "127.0.0.1"}
-        if address == "local"
-        else {}
-    )
+    local = {"num_cpus": max(1, cores), "include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, runtime_env=runtime, log_to_driver=False, logging_level="ERROR", **local)
     except Exception as error:  # of several kinds, plain ones among them

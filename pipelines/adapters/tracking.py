@@ -122,15 +122,19 @@ class TrainingRun:
 
 def system_monitor(run_id: str) -> "SystemMetricsMonitor | None":
     """Writes the load of this machine to a run, every ten seconds, until it is finished; none where
-    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is false."""
+    MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is false, or the machine does not tell its load."""
     from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as WANTED
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     if WANTED.is_set() and not WANTED.get():
         return None
     logging.getLogger(SystemMetricsMonitor.__module__).setLevel(logging.WARNING)  # not each start and end
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
-    monitor.start()
+    try:
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+        monitor.start()
+    except Exception as error:  # noqa: BLE001  of psutil, as it comes where a container hides what it reads
+        logger.warning("the machine's load will not be in MLflow: %s", error)
+        return None
     return monitor
 
 

@@ -102,6 +102,21 @@ def test_the_load_of_the_machine_goes_to_the_run(wanted: bool, tmp_path: Path, m
     assert ({"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= told) is wanted
 
 
+def test_a_machine_that_does_not_tell_its_load_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+    def hidden(*_: Any, **__: Any) -> NoReturn:
+        raise AttributeError("'NoneType' object has no attribute 'bytes_recv'")
+
+    monkeypatch.setattr("psutil.net_io_counters", hidden)
+    with caplog.at_level(logging.WARNING), TrainingRun("line", "line-0", train_params()) as run:
+        run.finish("0" * 64)
+    assert "the machine's load will not be in MLflow: 'NoneType'" in caplog.text
+    assert run.client.get_run(run.run_id).info.status == "FINISHED"
+
+
 def test_the_bundle_of_a_training_must_be_noted() -> None:
     run = TrainingRun("line", "line-0", train_params())
     run.client, run.run_id = Broken(MlflowException("no answer")), "1"  # type: ignore[assignment]
