@@ -48,6 +48,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "sign-wt": {"coupling": {"kind": "sign-wt"}},
     "antipode": {"coupling": {"kind": "antipode"}},
     "sink": {"coupling": {"kind": "sink"}},
+    # these two deal noise out among the samples of a batch, of 2,048 places for hours; so among 8 images
+    "whole images": {"batches": {"kind": "images"}},
+    "whole images, batch-wt": {"batches": {"kind": "images"}, "coupling": {"kind": "batch-wt"}},
+    "whole images, batch-ot": {"batches": {"kind": "images"}, "coupling": {"kind": "batch-ot"}},
     "uniform times": {"time": {"kind": "uniform"}},
     "times near the data": {"time": {"kind": "singular"}},
     "layer norm": {"fusion": {"norm": "layer"}},
