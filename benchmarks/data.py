@@ -150,7 +150,6 @@ def make_project(root: Path) -> None:
 def configure(root: Path, lines: dict[str, Any]) -> None:
     """Write params.yaml: the project's own with these lines, and the tiny backbone."""
     params = yaml.safe_load((PROJECT / "params.yaml").read_text(encoding="utf-8"))
-    params["extract"] |= {"partition_size": 1024}
     params["extract"]["backbone"] |= {
         "name": "test_resnet",
         "weights": "random.safetensors",

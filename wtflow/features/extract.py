@@ -17,6 +17,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +46,7 @@ class ExtractParams(Section):
 
     backbone: BackboneParams
     partition_size: Annotated[int, Field(gt=0)]
-    """Images a shard."""
+    """Images a shard, at most."""
     batch_size: Annotated[int, Field(gt=0)]
     """Images a pass through the backbone."""
     augment: AugmentParams = AugmentParams()
@@ -153,13 +154,24 @@ def extract(
     return Extraction(left_out, timing)
 
 
+def partitions(rows: Rows, size: int) -> list[Rows]:
+    """The rows in pieces of 1 to `size`, in order. Where a piece ends, the image_id of its last row says, not how many
+    rows went before: one image more or less changes its own piece, seldom the next as well, and every other file of
+    the features stays what it was, on disk and in DVC's store. Of many rows a piece has some 0.43 `size` on average."""
+    pieces, start, every = [], 0, max(1, size // 2)
+    for end, row in enumerate(rows, start=1):
+        if end - start == size or end == len(rows) or crc32(row["image_id"].encode()) % every == 0:
+            pieces.append(rows[start:end])
+            start = end
+    return pieces
+
+
 def missing(rows: Rows, places: Mapping[str, Place], size: int) -> list[Rows]:
     """Rows that have to be computed, in groups of at most `size`. A partition of which nothing is there is a group, and
     its shard the output's file; what others lack comes together."""
     groups: list[Rows] = []
     single: list[dict[str, Any]] = []
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
+    for chunk in partitions(rows, size):
         lacking = [row for row in chunk if row["image_id"] not in places]
         if len(lacking) == len(chunk):
             groups.append(chunk)
@@ -289,10 +301,9 @@ def _assemble(
     """Write the output from the cache: a partition that is a shard is linked, another one gathered."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    size, gather = job.params.partition_size, job.shelf.reader()
+    gather = job.shelf.reader()
     index, linked = [], {}
-    for number, start in enumerate(range(0, len(rows), size)):
-        chunk = rows[start : start + size]
+    for number, chunk in enumerate(partitions(rows, job.params.partition_size)):
         kept = [place for place, row in enumerate(chunk) if row["image_id"] in places]
         left_out = [rejected[row["path"]] for row in chunk if row["image_id"] not in places]
         note = _note(job, chunk, kept, left_out)
