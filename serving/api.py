@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,6 +39,11 @@ DESCRIPTION = {
     500: "A fault of the service; a retry is safe.",
     503: "The line's model is not loaded, or too many requests wait for it.",
 }
+PAGE = Path(__file__).with_name("page.html")
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'"
+)
+"""What a browser lets the page do: ask this service, and show the photographs that it was given."""
 BINARY = {"type": "string", "format": "binary"}
 SCORE_BODY = {
     "requestBody": {
@@ -72,10 +78,19 @@ def create_app(service: ScoringService, limits: BodyLimits) -> FastAPI:
         redirect_slashes=False,
         responses={"default": {"model": ErrorReply, "description": "Any other refusal."}},
     )
+    _add_page(app)
     _add_health(app, service)
     _add_lines(app, service, limits)
     _add_errors(app)
     return app
+
+
+def _add_page(app: FastAPI) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
 
 
 def _add_health(app: FastAPI, service: ScoringService) -> None:

@@ -38,6 +38,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "DO_NOT_TRACK": "true",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # three of Ray's 5 s are too short on a busy machine
 }
 """Set unless the caller has set them; read by Ray and MLflow when they are imported."""
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
@@ -131,13 +132,20 @@ def _require_free_port(settings: ServeSettings) -> None:
 def _application(champions: Sequence[Champion], settings: ServeSettings) -> Iterator[None]:
     """Every line's model is loaded inside; on leaving, requests under way are answered and the service ends."""
     from ray import serve
+    from ray.exceptions import RayError
 
     from serving.deployment import build_application
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     names = ", ".join(f"{champion.line} version {champion.version}" for champion in champions)
     typer.echo(f"loading {names} ...")
-    serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
+    try:
+        serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
+    except RayError as error:
+        said = str(error).partition("\n")[0]
+        raise WTFlowError(
+            f"Ray's HTTP process did not start ({said}). Is the machine overloaded? Then type the same command."
+        ) from error
     application = build_application(champions, settings)
     try:
         try:
@@ -163,7 +171,8 @@ def _announce(champions: Sequence[Champion], settings: ServeSettings) -> None:
     host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     url = f"http://{host}:{settings.port}"
     typer.echo(
-        f"\nWT-Flow listens on {url} (contract: {url}/docs; without the internet: {url}/openapi.json). Ctrl-C stops it."
+        f"\nWT-Flow listens on {url}: open it in a browser and drop a photograph there, or use the commands below. "
+        f"(Contract: {url}/docs; without the internet: {url}/openapi.json.) Ctrl-C stops it."
     )
     try:  # not through a proxy: this is the same machine
         reply = httpx.get(f"{url}/v1/lines", timeout=settings.reply_timeout_s, trust_env=False).raise_for_status()

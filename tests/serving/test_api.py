@@ -1,6 +1,7 @@
 import asyncio
 import base64
 import logging
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -60,6 +61,21 @@ def assert_refused(reply: httpx.Response, status: int, code: str) -> dict[str, s
     assert error["message"]
     assert error["remedy"]
     return error
+
+
+def test_the_page_asks_this_service_alone_and_what_there_is(app: FastAPI) -> None:
+    """Without the internet, and under a proxy's prefix, too. What it does in a browser is looked at by hand."""
+    reply = send(app, "GET", "/")
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "default-src 'none'" in reply.headers["content-security-policy"]
+    assert "://" not in reply.text
+    asked = re.findall(r"""(?:href=|src=|ask\()["`]([^"`?]+)""", reply.text)
+    paths = [re.sub(r"\$\{[^}]*\}", "{line}", path) for path in asked if not path.startswith("data:")]
+    assert sorted(paths) == ["docs", "openapi.json", "v1/lines", "v1/lines/{line}/score"]
+    assert {"/v1/lines", "/v1/lines/{line}/score"} <= set(app.openapi()["paths"])
+    fields = set(re.findall(r"(?:said|one)\.([a-z_]+)", reply.text)) - {"error"}
+    assert {"score", "heatmap", "threshold"} <= fields
+    assert fields <= {*ScoreReply.model_fields, *LineInfo.model_fields}
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "BMP", "TIFF", "WEBP"])

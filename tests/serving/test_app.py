@@ -212,6 +212,7 @@ def test_health_lines_and_contract(service: Service) -> None:
     assert httpx.get(f"{service.url}/readyz").json() == {"status": "ready", "lines": ["line-a", "line-b"]}
     assert [line["line"] for line in httpx.get(f"{service.url}/v1/lines").json()["lines"]] == ["line-a", "line-b"]
     assert "/v1/lines/{line}/score" in httpx.get(f"{service.url}/openapi.json").json()["paths"]
+    assert httpx.get(service.url).text.startswith("<!DOCTYPE html>")
 
 
 def test_taken_port_is_explained(service: Service, registry: str) -> None:
@@ -240,6 +241,23 @@ def test_missing_registry_is_explained(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "make repro" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_machine_too_busy_for_the_http_process_is_explained(registry: str) -> None:
+    """Ray gives it up when it is not ready in time, here at once."""
+    impatient = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "0.001"}
+    done = subprocess.run(
+        [sys.executable, "-m", "serving.app"],
+        env=environment(uuid.uuid4().hex, registry, free_port()) | impatient,
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "error: Ray's HTTP process did not start" in done.stderr
+    assert "overloaded" in done.stderr
     assert "Traceback" not in done.stderr
 
 
