@@ -38,6 +38,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "DO_NOT_TRACK": "true",
+    "RAY_worker_niceness": "0",  # Ray's 15 lets anything else on the machine starve the service
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # three of Ray's 5 s are too short on a busy machine
 }
 """Set unless the caller has set them; read by Ray and MLflow when they are imported."""
@@ -141,7 +142,7 @@ def _application(champions: Sequence[Champion], settings: ServeSettings) -> Iter
     typer.echo(f"loading {names} ...")
     try:
         serve.start(http_options={"host": settings.host, "port": settings.port}, logging_config=LOGGING)
-    except RayError as error:
+    except (RayError, TimeoutError) as error:
         said = str(error).partition("\n")[0]
         raise WTFlowError(
             f"Ray's HTTP process did not start ({said}). Is the machine overloaded? Then type the same command."
