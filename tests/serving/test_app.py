@@ -18,12 +18,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ray import serve
 
+from serving.app import _application
+from serving.settings import ServeSettings
 from tests.serving.lines import LIMITS, encoded, picture
 from tests.serving.registry import crown, register
 from wtflow.bundle import load_bundle
 from wtflow.data.images import decode
 from wtflow.detector import Detector
+from wtflow.errors import WTFlowError
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -244,21 +248,16 @@ def test_missing_registry_is_explained(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_machine_too_busy_for_the_http_process_is_explained(registry: str) -> None:
-    """Ray gives it up when it is not ready in time, here at once."""
-    impatient = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "0.001"}
-    done = subprocess.run(
-        [sys.executable, "-m", "serving.app"],
-        env=environment(uuid.uuid4().hex, registry, free_port()) | impatient,
-        capture_output=True,
-        text=True,
-        timeout=START_S,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "error: Ray's HTTP process did not start" in done.stderr
-    assert "overloaded" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_machine_too_busy_for_the_http_process_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Ray's words; when it gives up depends on what else the machine does, so that is not waited for here."""
+
+    def too_busy(**options: object) -> None:
+        raise TimeoutError("HTTP proxies not available after 60s.")
+
+    monkeypatch.setattr(serve, "start", too_busy)
+    settings = ServeSettings.from_environment()
+    with pytest.raises(WTFlowError, match=r"did not start \(HTTP proxies .*overloaded"), _application([], settings):
+        pytest.fail("it serves")
 
 
 def test_sigterm_leaves_nothing_behind(service: Service) -> None:
