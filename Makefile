@@ -54,8 +54,8 @@ reproduce: setup  ## make reproduce DATASET=mvtec_ad ROOT=/data/mvtec: the paper
 serve: setup  ## score over HTTP on 127.0.0.1:8000 with every line that has a champion (Ctrl-C stops it)
 	@python -m serving.app
 
-test: setup  ## the test suite, the whole road and its kills among it: minutes
-	@python -m pytest
+test: setup  ## the test suite, the whole road and its kills among it, four files at once at most: minutes
+	@python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 fast-test: setup  ## the tests of a few seconds at most
 	@python -m pytest -m "not slow"
