@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.environment import progress
+from pipelines.environment import RunSettings, progress
 from pipelines.lines import line_params
 from pipelines.stage import run
 from wtflow.data.manifest import PrepareParams, write_findings, write_rejected
@@ -34,7 +34,8 @@ def main(line: str) -> None:
 def _prepare_with_bar(raw: Path, line: str, params: PrepareParams) -> Prepared:
     with progress(f"prepare {line}", total=0) as bar:
         task = bar.task_ids[0]
-        return prepare(raw, line, params, lambda done, total: bar.update(task, completed=done, total=total))
+        looks = RunSettings().work / "looks" / line
+        return prepare(raw, line, params, lambda done, total: bar.update(task, completed=done, total=total), looks)
 
 
 def _tables(prepared: Prepared) -> list[Table]:

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -8,6 +9,7 @@ import pytest
 
 from pipelines import fetch, prepare
 from tests.data.raw_folders import encoded, fill, noise, plain_folder, write
+from wtflow.data import looks
 from wtflow.data.manifest import Manifest, read_rejected
 from wtflow.errors import WTFlowError
 
@@ -32,6 +34,22 @@ prepare:
 def _workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "params.yaml").write_text(PARAMS)
     monkeypatch.chdir(tmp_path)
+
+
+def test_a_photograph_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, seen = plain_folder(Path("data/raw/bottles")), list[int]()
+    decode = looks.decode
+    monkeypatch.setattr(looks, "decode", lambda data, limits: seen.append(1) or decode(data, limits))
+    prepare.main("bottles")
+    first = Manifest.read(Path("data/prepared/bottles/manifest.parquet"))
+    assert len(seen) == 33
+    shutil.rmtree("data/prepared")
+    prepare.main("bottles")
+    assert Manifest.read(Path("data/prepared/bottles/manifest.parquet")).digest == first.digest
+    assert len(seen) == 33
+    fill(raw, ["good/new.png"], first_seed=77)
+    prepare.main("bottles")
+    assert len(seen) == 34
 
 
 def test_both_tables_are_written_and_counted(capsys: pytest.CaptureFixture[str]) -> None:

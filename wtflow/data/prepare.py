@@ -1,6 +1,6 @@
 """Raw images -> manifest and rejected images. Nothing that was found is lost between the two.
 
-layout --SourceImage--> scan (read once, SHA-256, decode) --> copies out --> split by group --> manifest
+layout --SourceImage--> scan (read once, SHA-256, decode what is new) --> copies out --> split by group --> manifest
 
 What a person should know of images that are used all the same (`Finding`) is told beside them.
 """
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from wtflow.data.likeness import near_duplicates
+from wtflow.data.looks import Looks
 from wtflow.data.manifest import (
     FINDINGS_SCHEMA,
     REJECTED_SCHEMA,
@@ -57,12 +58,14 @@ def prepare(
     line: str,
     params: PrepareParams,
     on_image: Callable[[int, int], None] = lambda done, total: None,
+    looks: Path | None = None,
 ) -> Prepared:
     """Look at every image of `raw` and give each usable one its place.
 
     Splits go by group and by a stable hash: an image of new content never moves another one. Of several files
     with the same bytes and label the first by path stays; with different labels none does. `on_image` hears
-    (done, total) as it proceeds. Raises `WTFlowError` for a missing source, too many rejected images, or
+    (done, total) as it proceeds. The folder `looks` keeps what was seen of the photographs for the next
+    time (`wtflow.data.looks`). Raises `WTFlowError` for a missing source, too many rejected images, or
     a split without normals.
     """
     if not raw.is_dir():
@@ -74,12 +77,14 @@ def prepare(
     rejected = _not_in_layout(raw, sources, params)
     found = len(sources) + len(rejected)
     scanned: list[Scanned] = []
-    for done, outcome in enumerate(scan(raw, sources, params.limits), start=1):
+    seen = Looks(params.limits, looks)
+    for done, outcome in enumerate(scan(raw, sources, params.limits, seen), start=1):
         if isinstance(outcome, Scanned):
             scanned.append(outcome)
         else:
             rejected.append(outcome)
         on_image(done, len(sources))
+    seen.keep()
     version = data_version(raw, {path: md5 for image in scanned for path, md5 in image.md5s.items()})
     usable, set_aside = _distinct(scanned)
     rejected += set_aside

@@ -1,5 +1,6 @@
 """Every image of a raw folder read once: is it whole, how large is it, which bytes are it?"""
 
+import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,15 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wtflow.artefact import sha256_bytes
-from wtflow.data.images import ImageLimits, decode
-from wtflow.data.likeness import thumbnail
+from wtflow.data.images import ImageLimits
+from wtflow.data.looks import Looks
 from wtflow.data.masks import SATURATIONS, mask_files, read_marks, read_saturations
 from wtflow.data.sources.source_image import SourceImage
 from wtflow.data.version import md5_bytes
 from wtflow.errors import ImageError
 
-THREADS = 4
+MOST_THREADS = 8
+PIECE = 32
+"""Images that a thread looks at in one go: of small ones the change from thread to thread costs more than the look."""
 DVC_CACHED = re.compile(r".*/files/md5/[0-9a-f]{2}/[0-9a-f]{30}")
 
 
@@ -52,30 +54,42 @@ class Scanned:
     """See `wtflow.data.likeness`."""
 
 
-def scan(raw: Path, sources: Sequence[SourceImage], limits: ImageLimits) -> Iterator[Scanned | Rejection]:
-    """Read, hash and decode every image of `raw`, a few at once; outcomes in the order of `sources`."""
-    root = raw.resolve()
+def scan(
+    raw: Path, sources: Sequence[SourceImage], limits: ImageLimits, looks: Looks | None = None
+) -> Iterator[Scanned | Rejection]:
+    """Read and hash every image of `raw`, and decode those that `looks` does not know, a few at once; outcomes in the
+    order of `sources`."""
+    root, seen = raw.resolve(), looks or Looks(limits)
     kinds = read_saturations(root) if (root / SATURATIONS).is_file() else {}
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(lambda source: _scan_one(root, source, kinds, limits), sources)
+    pieces = [sources[start : start + PIECE] for start in range(0, len(sources), PIECE)]
+
+    def look(piece: Sequence[SourceImage]) -> list[Scanned | Rejection]:
+        return [_scan_one(root, source, kinds, limits, seen) for source in piece]
+
+    with ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
+        for outcomes in pool.map(look, pieces):
+            yield from outcomes
 
 
-def _scan_one(root: Path, source: SourceImage, kinds: Collection[int], limits: ImageLimits) -> Scanned | Rejection:
+def _scan_one(
+    root: Path, source: SourceImage, kinds: Collection[int], limits: ImageLimits, looks: Looks
+) -> Scanned | Rejection:
     try:
         data = _read(root, source.path, limits)
-        picture = decode(data, limits)
+        look = looks.at(data)
     except ImageError as error:
         return Rejection(storable(source.path), error.reason, str(error))
+    size = look.width, look.height
     md5s = {source.path: md5_bytes(data)}
     fault, marked = None, False
     if not source.group:
         fault = Rejection(source.path, "no_group", "prepare.group_pattern finds no group in its name")
     if source.mask_path:
         try:
-            marked = _check_masks(root, source.mask_path, picture.size, kinds, limits, md5s)
+            marked = _check_masks(root, source.mask_path, size, kinds, limits, md5s)
         except ImageError as error:
             fault = Rejection(source.path, "bad_mask", storable(str(error)))
-    return Scanned(source, sha256_bytes(data), *picture.size, fault, marked, md5s, thumbnail(picture))
+    return Scanned(source, look.image_id, *size, fault, marked, md5s, look.thumbnail_YX)
 
 
 def _check_masks(
