@@ -184,6 +184,34 @@ def test_inspect_says_what_the_bundle_is(tiny_bundle: Path) -> None:
 
 
 @pytest.mark.slow
+def test_drift_tells_turned_photographs_from_others(
+    tiny_bundle: Path, tiny_raw: Path, tiny_fit: FeatureShards, tmp_path: Path
+) -> None:
+    """Photographs that calibrated, and the same turned by a quarter."""
+    calibrate = [tiny_raw / tiny_fit.index["path"][row].as_py() for row in tiny_fit.rows(split="calibrate")]
+    replies = {}
+    for name, degrees in (("as before", 0), ("turned", 90)):
+        (tmp_path / name).mkdir()
+        for path in calibrate:
+            Image.open(path).rotate(degrees).save(tmp_path / name / path.name)
+        replies[name] = tmp_path / f"{name}.jsonl"
+        replies[name].write_text(score(tiny_bundle, tmp_path / name, "--json")[1])
+    status, out, err = run("drift", tiny_bundle, replies["as before"])
+    assert (status, err) == (0, "")
+    assert "as calibrated" in out
+    status, out, _ = run("drift", tiny_bundle, replies["turned"], "--json")
+    (batch,) = json.loads(out)
+    assert (status, batch["shift"], batch["images"]) == (3, "higher", len(calibrate))
+
+
+def test_drift_explains_what_is_no_reply(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "replies.jsonl").write_text("score 3\n")
+    status, _, err = run("drift", tiny_bundle, tmp_path / "replies.jsonl")
+    assert status == 1
+    assert "replies.jsonl: reply 1 is not one of the service" in err
+    assert run("drift", tiny_bundle, tmp_path / "nowhere.jsonl")[0] == 2
+
+
 def test_it_is_a_program(tiny_bundle: Path, folder: Path) -> None:
     command = [sys.executable, "-m", "wtflow.cli"]
     helped = subprocess.run([*command, "score", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,7 +1,8 @@
-"""`wtflow`, or `python -m wtflow.cli`: score photographs with a bundle, look at one, keep the feature cache.
+"""`wtflow`, or `python -m wtflow.cli`: score photographs with a bundle, look at one, watch for drift, keep the feature
+cache.
 
 Scores are the service's: the same detector, one photograph at a time. Exit status: 0; 1 after an image or a file that
-is not right, which is explained; 2 for a command that is not understood.
+is not right, which is explained; 2 for a command that is not understood; 3 if `drift` found one.
 
 What takes seconds to import is imported by the command that needs it: `--help`, and a word to a mistyped command, do
 not wait for torch.
@@ -34,6 +35,7 @@ from wtflow.errors import ImageError, WTFlowError
 if TYPE_CHECKING:
     from wtflow.bundle import Bundle
     from wtflow.detector import Detector, Verdict
+    from wtflow.scoring.drift import Batch
 
 OVERLAY_SUFFIX = ".overlay.png"
 WIDTH = 160
@@ -157,6 +159,46 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     _console().print(table)
 
 
+@app.command(
+    epilog="\b\nexamples:\n"
+    "  wtflow score models/solar-mono today/ --json | wtflow drift models/solar-mono -\n"
+    "  wtflow drift models/solar-mono replies.jsonl --every 500 --json"
+)
+def drift(
+    bundle: BundleArgument,
+    replies: Annotated[
+        typer.FileText,
+        typer.Argument(
+            metavar="REPLIES",
+            help="The service's replies or `score --json`, a line each; - is standard input.",
+            encoding="utf-8",
+            errors="replace",
+        ),
+    ],
+    every: Annotated[int, typer.Option(min=1, help="Replies that are compared at a time.")] = 200,
+    level: Annotated[
+        float, typer.Option(min=1e-9, max=0.5, help="Share of unchanged batches that may be called shifted.")
+    ] = 0.001,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell whether the scores of production have changed. They are compared with the scores that calibrated
+    the bundle, in the order of the file; the exit status is 3 if the newest batch is not like them."""
+    from wtflow.bundle import load_bundle
+    from wtflow.scoring.drift import batches, read_scores
+
+    loaded = load_bundle(bundle)
+    scores, others = read_scores(replies, loaded.digest)
+    if others:
+        typer.echo(f"{replies.name}: {others} lines left out: refusals, or of another bundle", err=True)
+    found = batches(loaded.calibration, scores, every, level)
+    if as_json:
+        typer.echo(json.dumps([asdict(batch) for batch in found], indent=2))
+    else:
+        _console().print(_drift_table(found, loaded, level))
+    if found[-1].shift != "none":
+        raise typer.Exit(3)
+
+
 def photographs(places: Sequence[Path]) -> list[Photograph]:
     """The files to score, those of a folder in order of their names. Raises for a folder without one."""
     found = []
@@ -251,6 +293,30 @@ def _verdict_table(verdicts: Sequence[tuple[Photograph, "Verdict"]]) -> Table:
         style = {"anomalous": "bold red", "review": "yellow", "normal": ""}[word]
         name = Text(str(photograph.path))
         table.add_row(name, f"{verdict.score:.4f}", f"{verdict.p_value:.4f}", Text(word, style))
+    return table
+
+
+def _drift_table(found: Sequence["Batch"], bundle: "Bundle", level: float) -> Table:
+    words = {"none": "as calibrated", "higher": "higher: parts look odder", "lower": "lower: parts look more alike"}
+    calibration = bundle.calibration
+    table = Table(
+        title=f"{bundle.provenance.get('line')}  {bundle.digest[:12]}",
+        caption=f"flagged: at most {calibration.target_fpr:.1%} of normals, and the defects; "
+        f"tested against {len(calibration.scores)} calibration scores; shifted: p below {level:g}",
+    )
+    for column in ("replies", "flagged", "95 % interval", "median p-value", "p of the test"):
+        table.add_column(column, justify="right")
+    table.add_column("scores")
+    for one in found:
+        low, high = one.flagged_interval
+        table.add_row(
+            f"{one.first} to {one.first + one.images - 1}",
+            f"{one.flagged / one.images:.1%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{one.median_p:.2f}",
+            f"{one.p_same:.2g}",
+            Text(words[one.shift], "" if one.shift == "none" else "bold red"),
+        )
     return table
 
 
