@@ -20,6 +20,8 @@ export MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR := false
 # torch frees and asks for the same large buffers all the time: let malloc keep them (half of the time was the kernel's)
 export MALLOC_MMAP_THRESHOLD_ := 1073741824
 export MALLOC_TRIM_THRESHOLD_ := 4294967296
+# tests: a process a core, four at most; a file of tests goes to one of them whole
+AT_ONCE := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup lock repro preset tune fleet reproduce serve test check fast-test s3 format bench clean venv peers peers-venv
 
@@ -54,11 +56,11 @@ reproduce: setup  ## make reproduce DATASET=mvtec_ad ROOT=/data/mvtec: the paper
 serve: setup  ## score over HTTP on 127.0.0.1:8000 with every line that has a champion (Ctrl-C stops it)
 	@python -m serving.app
 
-test: setup  ## the test suite, the whole road and its kills among it, four files at once at most: minutes
-	@python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: setup  ## the test suite, the whole road and its kills among it: half an hour and more on two cores
+	@python -m pytest $(AT_ONCE)
 
 fast-test: setup  ## the tests of a few seconds at most
-	@python -m pytest -m "not slow"
+	@python -m pytest -m "not slow" $(AT_ONCE)
 
 check: setup  ## format, lint, types, import contracts, and the guards: docs, claims, dependencies of stages
 	@ruff format --check .
