@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -112,7 +113,10 @@ def add_version(
 
     line = str(bundle.provenance["line"])
     found = find_run(client, experiment, bundle_digest=bundle.digest)
-    with mlflow.start_run(run_id=found, run_name=None if found else f"{line}-{bundle.digest[:12]}"):
+    run = mlflow.start_run(run_id=found, run_name=None if found else f"{line}-{bundle.digest[:12]}")
+    with run, warnings.catch_warnings():
+        # an example would be run through the model, and its photograph kept: the stage scores one itself
+        warnings.filterwarnings("ignore", ".*An input example was not provided", UserWarning)
         mlflow.set_tags({"line": line, **tags})
         mlflow.log_params(
             {f"bundle.{key}": value for key, value in flat(bundle.config.model_dump(mode="json")).items()}

@@ -108,13 +108,18 @@ def test_without_anomalies_the_champion_stays(client: "MlflowClient", tiny_test:
 
 
 def test_on_a_new_test_set_the_champion_is_measured_and_its_figure_is_kept(
-    registry: tuple["MlflowClient", str], tiny_test: FeatureShards, tiny_bundle: Path, tmp_path: Path
+    registry: tuple["MlflowClient", str],
+    tiny_test: FeatureShards,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     client, experiment = registry
     bundle, line = load_bundle(tiny_bundle), "tiny"
     (tmp_path / "index.html").touch()
     tags = {"bundle_digest": bundle.digest, "test_set": "of former days", "image_auroc": "0.2"}
     models.add_version(client, experiment, bundle, {}, tmp_path / "index.html", tags)
+    assert [str(one.message) for one in recwarn if "input example" in str(one.message)] == []
     first = models.version_of(client, line, bundle.digest)
     assert first is not None
     assert promote(client, line, first, tiny_test, MARGIN) == "champion"
