@@ -9,7 +9,7 @@ from scipy import stats
 from pipelines.charts import histogram, roc_curve
 from pipelines.evaluation import Evaluation
 from pipelines.gallery import colour_scale, data_uri, galleries
-from wtflow.scoring.bootstrap import Interval
+from wtflow.scoring.bootstrap import Interval, clopper_pearson
 from wtflow.scoring.calibration import Calibration, conformal_rank
 from wtflow.scoring.metrics import auroc
 
@@ -34,14 +34,6 @@ class Count:
     def share(self) -> float | None:
         """Flagged over all; None if there are none."""
         return self.flagged / self.images if self.images else None
-
-
-def clopper_pearson(count: Count) -> Interval | None:
-    """What the true share may be behind `count.share`, images taken as independent; None if there are none."""
-    if not count.images:
-        return None
-    bounds = stats.binomtest(count.flagged, count.images).proportion_ci(CONFIDENCE, method="exact")
-    return Interval(float(bounds.low), float(bounds.high))
 
 
 def expected_fpr(calibration: Calibration, images: int) -> Interval | None:
@@ -71,8 +63,8 @@ def report(evaluation: Evaluation, raw: Path, gallery_size: int) -> str:
         metrics=evaluation.metrics(),
         counts=counts,
         expected=expected_fpr(evaluation.bundle.calibration, counts["normal"].images),
-        fpr_interval=clopper_pearson(counts["normal"]),
-        tpr_interval=clopper_pearson(counts["anomalous"]),
+        fpr_interval=clopper_pearson(counts["normal"].flagged, counts["normal"].images),
+        tpr_interval=clopper_pearson(counts["anomalous"].flagged, counts["anomalous"].images),
         auroc_interval=evaluation.auroc_interval(),
         groups=len({image.group for image in evaluation.images if image.label != "uncertain"}),
         defects=defects(evaluation),

@@ -212,6 +212,7 @@ def test_drift_explains_what_is_no_reply(tiny_bundle: Path, tmp_path: Path) -> N
     assert run("drift", tiny_bundle, tmp_path / "nowhere.jsonl")[0] == 2
 
 
+@pytest.mark.slow
 def test_it_is_a_program(tiny_bundle: Path, folder: Path) -> None:
     command = [sys.executable, "-m", "wtflow.cli"]
     helped = subprocess.run([*command, "score", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -360,7 +360,8 @@ def on_timing(timing):
     print("images", timing.images, flush=True)
 
 
-kept, module.decode = [], slowly
+kept = []
+module.decode = slowly
 if mode == "small-disk":
     module._keep = on_a_disk_with_room_for_one
 job = module.Job(raw, FeatureCache(folder.with_name("cache")), build_backbone(params.backbone), params, limits)

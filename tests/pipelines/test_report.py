@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation import Evaluation
-from pipelines.report import Count, clopper_pearson, defects, expected_fpr, percent, report
+from pipelines.report import defects, expected_fpr, percent, report
 from tests.pipelines.evaluations import CALIBRATION, evaluation_of, scored_image, scored_images
 
 
@@ -110,15 +110,6 @@ def test_defects_are_listed_hardest_first_when_there_are_several(tmp_path: Path)
     assert rows[1].auroc == 1.0
     images = [image for image in scored_images(tmp_path) if image.defect != "dent"]
     assert defects(evaluation_of(images, tmp_path)) == []
-
-
-def test_clopper_pearson_in_closed_form() -> None:
-    assert clopper_pearson(Count("normal", 0, 0)) is None
-    none, every = clopper_pearson(Count("normal", 20, 0)), clopper_pearson(Count("normal", 20, 20))
-    assert none is not None
-    assert every is not None
-    assert (none.low, none.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
-    assert (every.low, every.high) == pytest.approx((0.025 ** (1 / 20), 1.0))
 
 
 def test_the_expected_rate_covers_what_chance_does() -> None:

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from wtflow.scoring import bootstrap as module
-from wtflow.scoring.bootstrap import bootstrap
+from wtflow.scoring.bootstrap import bootstrap, clopper_pearson
 from wtflow.scoring.metrics import auroc
 
 Scores = NDArray[np.float64]
@@ -84,3 +84,12 @@ def test_a_figure_that_is_not_defined_has_no_interval() -> None:
 
 def test_a_perfect_separation_has_an_interval_without_width() -> None:
     assert bootstrap(auroc, alone([0.0, 1.0], "n"), alone([2.0, 3.0], "a")) == (1.0, 1.0)
+
+
+def test_clopper_pearson_in_closed_form() -> None:
+    assert clopper_pearson(0, 0) is None
+    none, every = clopper_pearson(0, 20), clopper_pearson(20, 20)
+    assert none is not None
+    assert every is not None
+    assert (none.low, none.high) == pytest.approx((0.0, 1 - 0.025 ** (1 / 20)))
+    assert (every.low, every.high) == pytest.approx((0.025 ** (1 / 20), 1.0))

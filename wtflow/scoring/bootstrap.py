@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 Scores = NDArray[np.float64]
 RESAMPLES = 2000
@@ -15,6 +16,14 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+def clopper_pearson(hits: int, images: int) -> Interval | None:
+    """95 % interval of the true share behind `hits` of `images`, taken as independent; None if there are none."""
+    if not images:
+        return None
+    bounds = binomtest(hits, images).proportion_ci(0.95, method="exact")
+    return Interval(float(bounds.low), float(bounds.high))
 
 
 def bootstrap(

@@ -1,7 +1,7 @@
 """Do the scores of production still look like those that calibrated? Compared batch by batch, in order.
 
 The two-sample test of Kolmogorov and Smirnov asks whether the scores of a batch and those of the calibration normals
-come from one distribution; it is exact for any two numbers of images if they are exchangeable. Defects are part of a
+come from one distribution; up to 10,000 images it is exact, if they are exchangeable. Defects are part of a
 batch: a share d of them moves its distribution function by d at most, so a few per cent are seldom taken for a shift.
 """
 
@@ -9,12 +9,14 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TextIO
 
 import numpy as np
-from scipy.stats import binomtest, ks_2samp
+from scipy.stats import ks_2samp
 
 from wtflow.errors import WTFlowError
+from wtflow.scoring.bootstrap import Interval, clopper_pearson
 from wtflow.scoring.calibration import Calibration
 
 Shift = Literal["none", "higher", "lower"]
@@ -29,8 +31,8 @@ class Batch:
     images: int
     flagged: int
     """Above the threshold."""
-    flagged_interval: tuple[float, float]
-    """95 % interval (Clopper and Pearson) of the share that is flagged in the long run."""
+    flagged_interval: Interval
+    """Of the share that is flagged in the long run, 95 %."""
     median_p: float
     """Median of the p-values: about 0.5 for normal parts as they were."""
     p_same: float
@@ -69,21 +71,22 @@ def read_scores(replies: TextIO, bundle_digest: str) -> tuple[list[float], int]:
 def batches(calibration: Calibration, scores: Sequence[float], size: int, level: float) -> list[Batch]:
     """Compare `scores`, in the order in which they came, `size` at a time; the last batch is whole, the first may not
     be. At most the share `level` of batches of unchanged normal parts is called shifted."""
-    starts = range(len(scores) % size or size, len(scores) + 1, size)
-    return [_compared(calibration, scores[max(0, end - size) : end], max(0, end - size), level) for end in starts]
+    starts = [0, *range(len(scores) % size or size, len(scores), size)]
+    return [_compared(calibration, scores[start:end], start, level) for start, end in pairwise([*starts, len(scores)])]
 
 
 def _compared(calibration: Calibration, scores: Sequence[float], start: int, level: float) -> Batch:
     values = np.asarray(scores, dtype=np.float64)
     flagged = int((values > calibration.threshold).sum())
-    interval = binomtest(flagged, len(values)).proportion_ci(0.95)
+    interval = clopper_pearson(flagged, len(values))
+    assert interval is not None  # no batch is empty
     test = ks_2samp(values, calibration.scores)
     shift: Shift = "none" if test.pvalue >= level else "lower" if test.statistic_sign > 0 else "higher"
     return Batch(
         first=start + 1,
         images=len(values),
         flagged=flagged,
-        flagged_interval=(float(interval.low), float(interval.high)),
+        flagged_interval=interval,
         median_p=float(np.median(calibration.p_value(values))),
         p_same=float(test.pvalue),
         shift=shift,
