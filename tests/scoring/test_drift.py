@@ -21,6 +21,7 @@ def test_the_newest_batch_is_whole_and_none_is_lost() -> None:
     assert [(batch.first, batch.images) for batch in found] == [(1, 50), (51, 200), (251, 200)]
     assert [(one.first, one.images) for one in batches(calibration(np.arange(60.0)), scores, 900, 0.001)] == [(1, 450)]
     assert len(batches(calibration(np.arange(60.0)), scores, 450, 0.001)) == 1
+    assert batches(calibration(np.arange(60.0)), [], 200, 0.001) == []
 
 
 def test_figures_of_a_batch() -> None:

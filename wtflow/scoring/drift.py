@@ -71,8 +71,8 @@ def read_scores(replies: TextIO, bundle_digest: str) -> tuple[list[float], int]:
 def batches(calibration: Calibration, scores: Sequence[float], size: int, level: float) -> list[Batch]:
     """Compare `scores`, in the order in which they came, `size` at a time; the last batch is whole, the first may not
     be. At most the share `level` of batches of unchanged normal parts is called shifted."""
-    starts = [0, *range(len(scores) % size or size, len(scores), size)]
-    return [_compared(calibration, scores[start:end], start, level) for start, end in pairwise([*starts, len(scores)])]
+    bounds = [0, *range(len(scores) % size or size, len(scores), size), len(scores)]
+    return [_compared(calibration, scores[start:end], start, level) for start, end in pairwise(bounds) if start < end]
 
 
 def _compared(calibration: Calibration, scores: Sequence[float], start: int, level: float) -> Batch:
