@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from wtflow.errors import WTFlowError
+from wtflow.tables import console
 
 if TYPE_CHECKING:
     from wtflow.features.cache import FeatureCache
 
-WIDTH = 160
 MIB = 2**20
 
 cache = typer.Typer(
@@ -48,8 +47,7 @@ def list_holdings(folder: CacheOption = None, as_json: JsonOption = False) -> No
         size, levels = " x ".join(map(str, one.image_size)), ", ".join(map(str, one.levels))
         sizes = (f"{one.bytes / MIB:.1f}", f"{one.linked_bytes / MIB:.1f}")
         table.add_row(one.backbone, one.digest[:12], size, levels, str(one.shards), str(one.images), *sizes)
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table)
+    console().print(table)
 
 
 @cache.command()

@@ -10,11 +10,9 @@ not wait for torch.
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,15 +29,13 @@ from wtflow.cache_commands import cache
 from wtflow.data.images import decode
 from wtflow.data.tree import IMAGE_SUFFIXES, files, visible
 from wtflow.errors import ImageError, WTFlowError
+from wtflow.tables import console, drift_table, verdict_table
 
 if TYPE_CHECKING:
     from wtflow.bundle import Bundle
     from wtflow.detector import Detector, Verdict
-    from wtflow.scoring.drift import Batch
 
 OVERLAY_SUFFIX = ".overlay.png"
-WIDTH = 160
-"""Columns of a table that goes to a file or a pipe."""
 
 
 class Commands(TyperGroup):
@@ -111,10 +107,10 @@ def score(
     wanted = photographs(images)
     targets = {} if overlays is None else overlay_paths(wanted, overlays)
     detector = load_bundle(bundle).detector()
-    verdicts: list[tuple[Photograph, Verdict]] = []
+    verdicts: list[tuple[Path, Verdict]] = []
     bad = 0
-    console = Console(stderr=True)
-    for photograph in track(wanted, console=console, transient=True, disable=json_lines or not console.is_terminal):
+    aside = Console(stderr=True)
+    for photograph in track(wanted, console=aside, transient=True, disable=json_lines or not aside.is_terminal):
         try:
             with photograph.path.open("rb") as file:
                 picture = decode(file.read(detector.limits.max_bytes + 1), detector.limits)
@@ -123,7 +119,7 @@ def score(
             _report(photograph, error, json_lines)
             continue
         verdict = detector.verdicts([picture])[0]
-        verdicts.append((photograph, verdict))
+        verdicts.append((photograph.path, verdict))
         if json_lines:
             typer.echo(json.dumps({"path": str(photograph.path), **said(verdict)}))
         if overlays is not None:
@@ -133,7 +129,7 @@ def score(
                 bad += 1
                 typer.echo(f"error: {targets[photograph]}: {error.strerror or error}", err=True)
     if verdicts and not json_lines:
-        _console().print(_verdict_table(verdicts))
+        console().print(verdict_table(verdicts))
     if bad:
         drawn = "" if overlays is None else " or drawn"
         typer.echo(f"error: {bad} of {len(wanted)} images could not be scored{drawn}", err=True)
@@ -156,7 +152,7 @@ def inspect(bundle: BundleArgument, as_json: JsonOption = False) -> None:
     table = Table(title=f"{facts['line']}  {facts['digest'][:12]}", show_header=False)
     for key, value in _flat(facts):
         table.add_row(Text(key), Text(value, overflow="fold"))
-    _console().print(table)
+    console().print(table)
 
 
 @app.command(
@@ -194,7 +190,7 @@ def drift(
     if as_json:
         typer.echo(json.dumps([asdict(batch) for batch in found], indent=2))
     else:
-        _console().print(_drift_table(found, loaded, level))
+        console().print(drift_table(found, loaded, level))
     if found[-1].shift != "none":
         raise typer.Exit(3)
 
@@ -282,57 +278,12 @@ def _write_overlay(path: Path, picture: Image.Image, verdict: "Verdict", detecto
         overlay(picture, verdict.anomaly_map, detector.calibration.pixel_threshold).save(draft, format="PNG")
 
 
-def _verdict_table(verdicts: Sequence[tuple[Photograph, "Verdict"]]) -> Table:
-    table = Table(caption=f"anomalous above the threshold, {verdicts[0][1].threshold:.4f}")
-    table.add_column("image", overflow="fold")
-    for column in ("score", "p-value"):
-        table.add_column(column, justify="right")
-    table.add_column("verdict")
-    for photograph, verdict in verdicts:
-        word = "anomalous" if verdict.is_anomalous else "review" if verdict.needs_review else "normal"
-        style = {"anomalous": "bold red", "review": "yellow", "normal": ""}[word]
-        name = Text(str(photograph.path))
-        table.add_row(name, f"{verdict.score:.4f}", f"{verdict.p_value:.4f}", Text(word, style))
-    return table
-
-
-def _drift_table(found: Sequence["Batch"], bundle: "Bundle", level: float) -> Table:
-    words = {"none": "as calibrated", "higher": "higher: parts look odder", "lower": "lower: parts look more alike"}
-    calibration = bundle.calibration
-    table = Table(
-        title=f"{bundle.provenance.get('line')}  {bundle.digest[:12]}",
-        caption=f"flagged: at most {calibration.target_fpr:.1%} of normals, and the defects; "
-        f"tested against {len(calibration.scores)} calibration scores; shifted: p below {level:g}",
-    )
-    for column in ("replies", "flagged", "95 % interval", "median p-value", "p of the test"):
-        table.add_column(column, justify="right")
-    table.add_column("scores")
-    for one in found:
-        low, high = one.flagged_interval
-        table.add_row(
-            f"{one.first} to {one.first + one.images - 1}",
-            f"{one.flagged / one.images:.1%}",
-            f"{low:.1%} to {high:.1%}",
-            f"{one.median_p:.2f}",
-            f"{one.p_same:.2g}",
-            Text(words[one.shift], "" if one.shift == "none" else "bold red"),
-        )
-    return table
-
-
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{key}.")
         else:
             yield before + key, f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _console() -> Console:
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for names that it cannot encode
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
 
 
 if __name__ == "__main__":
