@@ -190,7 +190,8 @@ def drift(
     if as_json:
         typer.echo(json.dumps([asdict(batch) for batch in found], indent=2))
     else:
-        console().print(drift_table(found, loaded, level))
+        title = f"{loaded.provenance.get('line')}  {loaded.digest[:12]}"
+        console().print(drift_table(title, found, loaded.calibration, level))
     if found[-1].shift != "none":
         raise typer.Exit(3)
 

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from wtflow.bundle import Bundle
     from wtflow.detector import Verdict
+    from wtflow.scoring.calibration import Calibration
     from wtflow.scoring.drift import Batch
 
 WIDTH = 160
@@ -41,12 +41,11 @@ def verdict_table(verdicts: Sequence[tuple[Path, "Verdict"]]) -> Table:
     return table
 
 
-def drift_table(found: Sequence["Batch"], bundle: "Bundle", level: float) -> Table:
+def drift_table(title: str, found: Sequence["Batch"], calibration: "Calibration", level: float) -> Table:
     """A row a batch of replies."""
     words = {"none": "as calibrated", "higher": "higher: parts look odder", "lower": "lower: parts look more alike"}
-    calibration = bundle.calibration
     table = Table(
-        title=f"{bundle.provenance.get('line')}  {bundle.digest[:12]}",
+        title=title,
         caption=f"flagged: at most {calibration.target_fpr:.1%} of normals, and the defects; "
         f"tested against {len(calibration.scores)} calibration scores; shifted: p below {level:g}",
     )
