@@ -56,7 +56,7 @@ reproduce: setup  ## make reproduce DATASET=mvtec_ad ROOT=/data/mvtec: the paper
 serve: setup  ## score over HTTP on 127.0.0.1:8000 with every line that has a champion (Ctrl-C stops it)
 	@python -m serving.app
 
-test: setup  ## the test suite, the whole road and its kills among it: half an hour and more on two cores
+test: setup  ## the test suite, the whole road and its kills among it: a quarter to half an hour on two cores
 	@python -m pytest $(AT_ONCE)
 
 fast-test: setup  ## the tests of a few seconds at most
