@@ -16,6 +16,7 @@ from rich.console import Console
 from pipelines.adapters import ray_train
 from pipelines.adapters.tracking import TrainingRun
 from pipelines.environment import RunSettings, progress
+from pipelines.kept_field import field_digest, keep_field, kept_field
 from pipelines.lines import line_params
 from pipelines.provenance import code_commit, library_versions
 from pipelines.stage import run
@@ -44,6 +45,8 @@ class Trained:
     """Of the bundle."""
     loss: float
     calibration: Calibration
+    was_kept: bool
+    """Whether the field had been trained before: see `kept_field`."""
 
 
 def main(line: str) -> None:
@@ -58,8 +61,9 @@ def main(line: str) -> None:
             bar.update(bar.task_ids[0], completed=epoch.epoch + 1, description=f"train {line}: {told}")
 
         done = train_line(line, params, settings, ray_train.fit, on_epoch)
+    trained = "field kept, not trained again" if done.was_kept else f"{params.epochs} epochs"
     Console().print(
-        f"train {line}: {params.epochs} epochs, loss {done.loss:.4f}, threshold {done.calibration.threshold:.4f} "
+        f"train {line}: {trained}, loss {done.loss:.4f}, threshold {done.calibration.threshold:.4f} "
         f"for {done.calibration.target_fpr:.1%} false alarms from {len(done.calibration.scores)} normals; "
         f"bundle {done.digest[:12]}",
         highlight=False,
@@ -70,25 +74,35 @@ def main(line: str) -> None:
 def train_line(
     line: str, params: TrainParams, settings: RunSettings, fit: Fit, on_epoch: Callable[[Epoch], None]
 ) -> Trained:
-    """Train by `fit`, calibrate, and write the bundle and the loss curve; followed in MLflow."""
+    """Train by `fit`, calibrate, and write the bundle and the loss curve; followed in MLflow. A field that was trained
+    before is taken from where it is kept."""
     features = features_folder(line)
     shards = FeatureShards.open(features)
     conformal_rank(len(shards.rows(split="calibrate")), params.calibration.target_fpr)  # said now, not after training
     code = code_files()
     name = run_name(line, params, shards, code)
+    field, place = field_digest(params, shards, _digests(code)), settings.work / "fields" / line
+    kept = kept_field(place, field, shards, params)
     with TrainingRun(line, name, params) as tracked:
 
         def heard(epoch: Epoch) -> None:
             on_epoch(epoch)
             tracked.log(epoch)
 
-        state = fit(name, features, params, settings, heard)
+        if kept is None:
+            state = fit(name, features, params, settings, heard)
+        else:
+            state = kept
+            for epoch in state.history:
+                heard(epoch)
         scorer = finish(state, shards)
         calibration = calibrated(scorer, shards, params)
         digest = _write(line, params, shards, state, calibration, code)
         tracked.finish(digest)
-    ray_train.forget(name, settings)
-    return Trained(name, digest, state.history[-1].loss, calibration)
+    if kept is None:
+        keep_field(place, field, Path(f"models/{line}"), state.history)
+        ray_train.forget(name, settings)
+    return Trained(name, digest, state.history[-1].loss, calibration, kept is not None)
 
 
 def features_folder(line: str) -> Path:
@@ -98,8 +112,7 @@ def features_folder(line: str) -> Path:
 
 def run_name(line: str, params: TrainParams, shards: FeatureShards, code: Sequence[str]) -> str:
     """The line, and a digest of everything that decides the result."""
-    facts = [params.model_dump(mode="json"), shards.digest, {path: sha256_file(Path(path)) for path in code}]
-    return f"{line}-{digest_of(facts)[:12]}"
+    return f"{line}-{digest_of([params.model_dump(mode='json'), shards.digest, _digests(code)])[:12]}"
 
 
 def calibrated(scorer: Scorer, shards: FeatureShards, params: TrainParams) -> Calibration:
@@ -132,6 +145,10 @@ def code_files(dvc_file: Path = Path("dvc.yaml")) -> list[str]:
     """The source files that this stage depends on, as dvc.yaml lists them."""
     deps = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))["stages"]["train"]["do"]["deps"]
     return [dep for dep in deps if dep.endswith(".py")]
+
+
+def _digests(code: Sequence[str]) -> dict[str, str]:
+    return {path: sha256_file(Path(path)) for path in code}
 
 
 def _write(

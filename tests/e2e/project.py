@@ -53,6 +53,11 @@ class Project:
         """Output of a stage of the line `tiny`, run without DVC."""
         return self.run(sys.executable, "-m", f"pipelines.{name}", "tiny")
 
+    def untrain(self) -> None:
+        """Remove the bundles, and the fields that are kept: the next training trains."""
+        for folder in ("models", ".wtflow/fields"):
+            shutil.rmtree(self.root / folder, ignore_errors=True)
+
     def commit(self, *paths: str) -> None:
         """Commit what changed under `paths`."""
         self.run("git", "add", *paths)

@@ -62,6 +62,7 @@ def undisturbed(project: Project) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
 def test_no_space_for_checkpoints(project: Project, undisturbed: Path, command: list[str], tmp_path: Path) -> None:
+    project.untrain()
     with disk(tmp_path / "kept", 600) as small:  # two states of 240 kB, and not a third
         project.environment["WTFLOW_STORAGE"] = str(small.path)
         try:

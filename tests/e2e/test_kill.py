@@ -22,6 +22,7 @@ from tests.ray_processes import training, working
 pytestmark = pytest.mark.slow
 EPOCHS = 20
 TRAININGS = """
+import shutil
 import sys
 import torch
 from pipelines.adapters import ray_train
@@ -33,6 +34,7 @@ from wtflow.training import TrainParams
 settings = RunSettings()
 torch.set_num_threads(settings.cores())
 for _ in sys.stdin:
+    shutil.rmtree(settings.work / "fields", ignore_errors=True)
     params = line_params("tiny", "train", TrainParams)
     print("digest", train_line("tiny", params, settings, ray_train.fit, lambda epoch: None).digest, flush=True)
 """
@@ -158,7 +160,7 @@ def _after(process: "subprocess.Popen[str]", moment: float | None) -> tuple[str,
 
 def _started(project: Project, ready: Callable[[], bool]) -> "subprocess.Popen[bytes]":
     """A training that has come to where `ready` holds, and still runs."""
-    shutil.rmtree(project.root / "models", ignore_errors=True)
+    project.untrain()
     command = [sys.executable, "-m", "pipelines.train", "tiny"]
     process = subprocess.Popen(command, cwd=project.root, env=project.environment, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
@@ -171,6 +173,7 @@ def _started(project: Project, ready: Callable[[], bool]) -> "subprocess.Popen[b
 
 def _restore(project: Project, interrupted: Path) -> Path:
     """Put the interrupted run back to where the next training looks for it."""
+    project.untrain()
     runs = project.root / ".wtflow/train"
     shutil.rmtree(runs, ignore_errors=True)
     return Path(shutil.copytree(interrupted, runs / interrupted.name))

@@ -106,7 +106,7 @@ def test_a_node_that_dies_costs_no_line(project: Project, nodes: list[Node]) -> 
     printed = project.run(*FLEET)
     assert "2 to train" in printed
     undisturbed = {line: digest(project, line) for line in LINES}
-    shutil.rmtree(project.root / "models")
+    project.untrain()
     process = subprocess.Popen(FLEET, cwd=project.root, env=project.environment, stdout=subprocess.PIPE, text=True)
     try:
         _wait_for(lambda: min(_epochs(project, line) for line in LINES) >= 2)

@@ -83,7 +83,7 @@ def test_a_remote_that_cannot_be_reached_leaves_what_is_here(road: Project, tmp_
 def test_a_training_with_checkpoints_on_s3_is_killed_and_goes_on(road: Project, bucket: Any) -> None:
     """To the bundle of the training with checkpoints on disk that nobody killed."""
     undisturbed, before = digest(road), logged(road)
-    shutil.rmtree(road.root / "models/tiny")
+    road.untrain()
     road.environment["WTFLOW_STORAGE"] = f"s3://{bucket.name}/train"
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.train", "tiny"],
@@ -115,6 +115,7 @@ def test_a_training_with_checkpoints_on_s3_is_killed_and_goes_on(road: Project, 
 
 def test_a_storage_that_cannot_be_reached_is_named_and_leaves_what_is_here(road: Project) -> None:
     before = held(road.root / "models/tiny")
+    shutil.rmtree(road.root / ".wtflow/fields")
     away = Project(road.root)
     away.environment = road.environment | {
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",

@@ -115,7 +115,8 @@ def test_a_line_that_fails_stops_no_other_and_dvc_knows_the_rest(project: Projec
     assert list((project.root / ".wtflow/train").glob("line-[01]-*")) == []
 
     # the same bundle as the stage's: DVC is made to run it
-    shutil.rmtree(project.root / "models/line-0")
+    for folder in ("models", ".wtflow/fields"):
+        shutil.rmtree(project.root / folder / "line-0")
     curve = (project.root / "plots/line-0.csv").read_bytes()
     project.run("dvc", "repro", "--force", "--single-item", "train@line-0")
     assert digest(project, "line-0") == trained["line-0"]

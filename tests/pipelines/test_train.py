@@ -1,15 +1,22 @@
+import shutil
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
+from pipelines.adapters.ray_fleet import fit_here
 from pipelines.environment import RunSettings
 from pipelines.lines import line_params
-from pipelines.train import train_line
+from pipelines.train import Trained, train_line
 from tests import tiny_line
 from tests.pipelines.searches import write_project
+from wtflow.bundle import load_bundle
+from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
-from wtflow.training import TrainParams
+from wtflow.params import merged
+from wtflow.training import Epoch, TrainingState, TrainParams
+
+ROOT = Path(__file__).parents[2]
 
 
 def not_called(*_: object) -> NoReturn:
@@ -25,3 +32,94 @@ def test_a_rate_that_the_calibration_images_cannot_hold_is_refused_before_traini
     strict = params.model_copy(update={"calibration": params.calibration.model_copy(update={"target_fpr": 0.001})})
     with pytest.raises(WTFlowError, match=r"train\.calibration\.target_fpr: 0\.001 needs at least 999 calibration"):
         train_line(tiny_line.LINE, strict, RunSettings(), not_called, lambda epoch: None)
+
+
+class Trainer:
+    """Trains with the plain loop, and counts."""
+
+    def __init__(self) -> None:
+        self.trained = 0
+
+    def __call__(self, *what: Any) -> TrainingState:
+        self.trained += 1
+        return fit_here(*what)
+
+
+@pytest.fixture
+def place(tiny_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with the features of `tiny`, in which commands run."""
+    write_project(tiny_features, tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    for package in ("pipelines", "wtflow"):
+        (tmp_path / package).symlink_to(ROOT / package)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return tmp_path
+
+
+def settled(**changes: Any) -> TrainParams:
+    """The settings of `tiny` with others laid over them."""
+    values = line_params(tiny_line.LINE, "train", TrainParams).model_dump(mode="json")
+    return TrainParams.parse(merged(values, changes), "test")
+
+
+def trained(params: TrainParams, fit: Trainer, epochs: list[Epoch] | None = None) -> Trained:
+    return train_line(tiny_line.LINE, params, RunSettings(), fit, (epochs if epochs is not None else []).append)
+
+
+ASKED_ANEW: list[dict[str, Any]] = [
+    {"calibration": {"target_fpr": 0.4}},
+    {"score": {"balance": "none", "top_fraction": 0.3}},
+    {"solver": {"start": 0.25}},
+]
+
+
+@pytest.mark.parametrize("changes", ASKED_ANEW, ids=lambda changes: next(iter(changes)))
+def test_a_kept_field_under_other_settings_gives_the_bundle_of_a_training(place: Path, changes: dict[str, Any]) -> None:
+    fit, told, again = Trainer(), list[Epoch](), list[Epoch]()
+    first = trained(settled(), fit, told)
+    curve = (place / "plots/tiny.csv").read_bytes()
+    kept = trained(settled(**changes), fit, again)
+    assert (first.was_kept, kept.was_kept, fit.trained) == (False, True, 1)
+    assert again == told
+    assert (place / "plots/tiny.csv").read_bytes() == curve
+    shutil.rmtree(place / ".wtflow/fields")
+    anew = trained(settled(**changes), fit)
+    assert (anew.was_kept, fit.trained) == (False, 2)
+    assert kept.digest == anew.digest != first.digest
+
+
+def test_a_field_that_other_settings_or_features_decide_is_trained(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Trainer()
+    trained(settled(), fit)
+    assert not trained(settled(seed=1), fit).was_kept
+    assert not trained(settled(), fit).was_kept, "the last one only is kept"
+    monkeypatch.setattr(FeatureShards, "digest", "other features")
+    assert not trained(settled(), fit).was_kept
+    assert fit.trained == 4
+
+
+@pytest.mark.parametrize("file", ["scorer.safetensors", "field.json"])
+def test_a_damaged_field_is_trained_anew(place: Path, caplog: pytest.LogCaptureFixture, file: str) -> None:
+    fit = Trainer()
+    digest = trained(settled(), fit).digest
+    damaged = place / ".wtflow/fields/tiny" / file
+    data = damaged.read_bytes()
+    damaged.unlink()  # it may share its bytes with the bundle
+    damaged.write_bytes(data[:-9])
+    done = trained(settled(), fit)
+    assert (done.was_kept, done.digest) == (False, digest)
+    assert f".wtflow/fields/{tiny_line.LINE}: damaged" in caplog.text
+    assert trained(settled(), fit).was_kept
+
+
+def test_a_field_that_cannot_be_kept_costs_no_bundle(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (place / ".wtflow").mkdir()
+    (place / ".wtflow/fields").write_text("a file in the way")
+    fit = Trainer()
+    done = trained(settled(), fit)
+    assert load_bundle(place / "models/tiny").digest == done.digest
+    assert "not kept" in caplog.text
+    assert not trained(settled(), fit).was_kept
