@@ -1,7 +1,7 @@
 """The field that a line was trained to last: other settings of solver, score or calibration ask it anew, and train
 nothing. The bundle that comes out is the one that a training would end with, byte for byte.
 
-$WTFLOW_WORK/fields/<line>/: scorer.safetensors (the bundle's own, linked), field.json (digests, epochs)
+$WTFLOW_WORK/fields/<line>/: scorer.safetensors (the bundle's own), field.json (digests, epochs)
 """
 
 import logging
