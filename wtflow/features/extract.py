@@ -190,7 +190,7 @@ def compute_here(job: Job, groups: Sequence[Rows]) -> Iterator[Partition]:
     waiting = deque(groups)
     seen: deque[tuple[Rows, list[Future[_Picture]]]] = deque()
     written: deque[Future[Partition]] = deque()
-    with _one_thread_each() as cores, _pool(cores) as pool, _pool(1) as writer:
+    with _one_thread_each() as cores, _pool(cores) as pool:
         while waiting or seen:
             while waiting and len(seen) <= AHEAD:
                 group = waiting.popleft()
@@ -199,7 +199,7 @@ def compute_here(job: Job, groups: Sequence[Rows]) -> Iterator[Partition]:
             pictures = [future.result() for future in futures]
             if on_gpu:
                 pictures = _infer(pictures, job)
-            written.append(writer.submit(_keep, job, group, pictures))
+            written.append(pool.submit(_keep, job, group, pictures))  # behind what waits; one thread more would push in
             if len(written) > 1:
                 yield written.popleft().result()
         while written:
