@@ -36,7 +36,8 @@ SETTINGS = {
     "prepare": {"layout": "folder", "test_fraction": 0.25, "calibrate_fraction": 0.25},
     "extract": {"backbone": {"image_size": [SIDE, SIDE]}, "partition_size": 8, "batch_size": 8},
 }
-STAGE = f"from pipelines import extract; print('ready', flush=True); extract.main('{LINE}')"
+STAGE = f"import timm; from pipelines import extract; print('ready', flush=True); extract.main('{LINE}')"
+"""timm, which the stage imports when it needs it, is imported before: kills are to hit the work."""
 
 
 @dataclass
