@@ -26,7 +26,7 @@ from benchmarks.product_lines import PROJECT
 from benchmarks.report import at_least, at_most, publish
 from pipelines.lines import LINE_STAGES, read_params
 from wtflow.errors import WTFlowError
-from wtflow.features.cache import FeatureCache
+from wtflow.features.cache import UNFINISHED, FeatureCache
 from wtflow.features.upkeep import faults
 from wtflow.params import merged
 
@@ -103,7 +103,7 @@ def drill(folder: Path, kills: int, seed: int = 0) -> tuple[float, Tally]:
         if process.returncode == -signal.SIGKILL:
             tally.kills += 1
             tally.shards.append(len(list(folder.glob(".wtflow/features/*/*.safetensors"))))
-            tally.half_written += any(folder.glob(".wtflow/features/*/*.tmp-*"))
+            tally.half_written += any(folder.glob(f".wtflow/features/*/{UNFINISHED}"))
         else:
             _finish(folder, whole, tally)
     with _started(folder, STAGE):

@@ -161,9 +161,10 @@ def test_nothing_is_removed_while_a_run_holds_it(tmp_path: Path) -> None:
         process.kill()
 
 
-def test_what_killed_runs_left_is_swept_by_the_first_who_comes_alone(shelf: Shelf, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["shard.tmp-12345678", ".tmpOBGrUT"], ids=["draft", "draft of safetensors"])
+def test_what_killed_runs_left_is_swept_by_the_first_who_comes_alone(shelf: Shelf, tmp_path: Path, name: str) -> None:
     cache = FeatureCache(tmp_path / "cache")
-    left = shelf.folder / "shard.tmp-12345678"
+    left = shelf.folder / name
     left.write_bytes(b"half")
     with cache.held():
         assert not left.exists()

@@ -38,7 +38,8 @@ from wtflow.errors import WTFlowError
 from wtflow.features.backbone import Backbone
 from wtflow.features.links import link
 
-UNFINISHED = "*.tmp-*"
+UNFINISHED = "*.tmp*"
+"""Left by a killed run: drafts of `replacing`, and .tmp and six letters, which safetensors writes and renames."""
 OPEN_SHARDS = 256
 """Memory-mapped at a time."""
 logger = logging.getLogger(__name__)
