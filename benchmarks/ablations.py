@@ -18,6 +18,7 @@ from benchmarks.contest.methods import preset
 from benchmarks.contest.trial import key
 from benchmarks.product_lines import PLACE, ProductLine, extract_features, image_auroc, product_lines
 from benchmarks.report import publish
+from pipelines.kept_field import NOT_TRAINED_WITH
 from wtflow.artefact import digest_of, read_json, write_json
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
@@ -26,8 +27,6 @@ from wtflow.training import TrainingState, TrainParams, be_deterministic, finish
 
 SEEDS = (0, 1, 2)
 KEPT = PLACE / "ablations"
-SCORING = ("solver", "score", "calibration")
-"""Settings that a trained field can be asked with again."""
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "default": {},
@@ -82,7 +81,7 @@ class Trial:
     @property
     def training(self) -> str:
         """Digest of the settings that the field depends on: trials that share it share a training."""
-        return digest_of(self.params.model_dump(mode="json", exclude=set(SCORING)))
+        return digest_of(self.params.model_dump(mode="json", exclude=NOT_TRAINED_WITH))
 
     @property
     def path(self) -> Path:
