@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tests.tiny_line import scores, write_trained
-from wtflow.artefact import read_json, write_json
+from wtflow import bundle as module
+from wtflow.artefact import read_json, sha256_file, write_json
 from wtflow.bundle import FILES, load_bundle, write_bundle
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import DigestError, WTFlowError
@@ -93,6 +94,29 @@ def test_a_file_changed_together_with_its_digest_is_refused(copy: Path) -> None:
     header["files"]["config.json"] = "0" * 64
     write_json(copy / "bundle.json", header)
     with pytest.raises(DigestError, match=r"config\.json"):
+        load_bundle(copy)
+
+
+@pytest.mark.parametrize("name", ["backbone.safetensors", "scorer.safetensors"])
+def test_weights_that_are_replaced_before_they_are_read_are_refused(copy: Path, name: str) -> None:
+    bundle = load_bundle(copy)
+    flip(copy / name, -1)
+    with pytest.raises(DigestError, match=rf"{re.escape(name)}: the bundle was replaced .* Type the command again"):
+        bundle.detector()
+    shutil.rmtree(copy)
+    with pytest.raises(DigestError, match="the bundle was replaced"):
+        bundle.detector()
+
+
+def test_a_bundle_that_is_replaced_while_it_is_checked_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hashed(path: Path) -> str:
+        digest = sha256_file(path)
+        if path.name == "calibration.json":
+            flip(path, -2)
+        return digest
+
+    monkeypatch.setattr(module, "sha256_file", hashed)
+    with pytest.raises(DigestError, match=r"calibration\.json: the bundle was replaced"):
         load_bundle(copy)
 
 

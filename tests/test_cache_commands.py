@@ -104,5 +104,10 @@ def test_a_backbone_can_be_dropped(place: Path) -> None:
     digest = json.loads((place / "data/features" / LINE / "fit/index.json").read_text())["backbone_digest"]
     assert "would be removed" in run("gc", "--drop", digest[:8], "--dry-run")[1]
     assert json.loads(run("ls", "--json")[1])[0]["images"] == 60
+    assert run("gc", "--drop", "")[::2] == (
+        1,
+        "error: --drop: no digest given. Name a backbone by the first digits that `wtflow cache ls` shows.\n",
+    )
+    assert json.loads(run("ls", "--json")[1])[0]["images"] == 60
     assert run("gc", "--drop", digest[:8])[0] == 0
     assert json.loads(run("ls", "--json")[1]) == []

@@ -15,9 +15,11 @@ from typer.testing import CliRunner
 
 from serving.scorer import LineScorer, loaded_line
 from tests.guards.closure import ROOT
+from tests.tiny_line import write_overflowing
 from wtflow.bundle import load_bundle
 from wtflow.cli import app
 from wtflow.data.shards import FeatureShards
+from wtflow.scoring.drift import least_replies
 
 SOME = 6
 
@@ -34,7 +36,7 @@ def folder(tiny_raw: Path, tiny_test: FeatureShards, tmp_path_factory: pytest.Te
     return root
 
 
-def run(*arguments: str | Path) -> tuple[int, str, str]:
+def run(*arguments: str | Path | int) -> tuple[int, str, str]:
     """Exit status, standard output and error of `wtflow`, in this process."""
     done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
@@ -59,7 +61,8 @@ def test_json_lines_say_what_the_service_says(tiny_bundle: Path, folder: Path) -
     for one, path in zip(said, sorted(folder.rglob("cell*.png")), strict=True):
         reply = asyncio.run(service.score(path.read_bytes(), heatmap=False)).model_dump()
         assert one.pop("score") == pytest.approx(reply["score"], rel=0, abs=1e-5)
-        assert one == {key: reply[key] for key in ("p_value", "threshold", "is_anomalous", "needs_review")}
+        keys = ("bundle_digest", "p_value", "threshold", "is_anomalous", "needs_review")
+        assert one == {key: reply[key] for key in keys}
     assert len(said) == SOME
 
 
@@ -80,11 +83,25 @@ def test_the_others_are_scored_after_a_bad_image(tiny_bundle: Path, folder: Path
     status, out, err = score(tiny_bundle, *asked, "--json")
     assert status == 1
     assert [one.get("reason") for one in lines(out)] == ["truncated", "unreadable", "not_an_image", None]
+    assert {one["bundle_digest"] for one in lines(out)} == {load_bundle(tiny_bundle).digest}
     for path in asked[:3]:
         assert f"error: {path}: " in err
     assert "3 of 4 images could not be scored" in err
     status, out, err = score(tiny_bundle, *asked)
     assert (status, good.name in out, "text.png" in out) == (1, True, False)
+
+
+def test_the_others_are_scored_after_one_whose_score_is_not_finite(
+    tiny_bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    photographs = sorted(folder.rglob("cell*.png"))
+    odd = write_overflowing(tiny_bundle, [Image.open(path) for path in photographs], tmp_path / "odd")
+    status, out, err = score(tmp_path / "odd", *photographs, "--json")
+    assert (status, len(lines(out))) == (1, SOME)
+    assert [place for place, one in enumerate(lines(out)) if one.get("reason") == "not_an_image"] == [odd]
+    assert [place for place, one in enumerate(lines(out)) if "score" not in one] == [odd]
+    assert f"error: {photographs[odd]}: not_an_image: its score is not finite" in err
+    assert f"1 of {SOME} images could not be scored" in err
 
 
 def test_a_name_that_is_not_utf_8_does_not_cost_the_table(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
@@ -132,6 +149,13 @@ def test_an_overlay_is_the_services_heat_map(tiny_bundle: Path, folder: Path, tm
 
 def overlay_of(path: Path, root: Path) -> bytes:
     return (root / "heat" / f"{path.name}.overlay.png").read_bytes()
+
+
+def test_an_overlay_is_written_with_the_fastest_compression(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    path = next(folder.glob("cell*.png"))
+    assert score(tiny_bundle, path, "--overlay", tmp_path / "heat")[0] == 0
+    _, _, pixels = overlay_of(path, tmp_path).partition(b"IDAT")
+    assert pixels[:2] == b"\x78\x01"  # zlib's header; its level 6 writes 78 9c
 
 
 def test_two_overlays_do_not_overwrite_each_other(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
@@ -210,6 +234,51 @@ def test_drift_explains_what_is_no_reply(tiny_bundle: Path, tmp_path: Path) -> N
     assert status == 1
     assert "replies.jsonl: reply 1 is not one of the service" in err
     assert run("drift", tiny_bundle, tmp_path / "nowhere.jsonl")[0] == 2
+
+
+def test_drift_says_when_a_batch_is_too_small_to_be_called_shifted(tiny_bundle: Path, tmp_path: Path) -> None:
+    replies = tmp_path / "replies.jsonl"
+    replies.write_text('{"score": 1e9}\n' * 30)
+    status, out, err = run("drift", tiny_bundle, replies, "--every", "1")
+    assert (status, "as calibrated" in out, err.count("\n")) == (0, True, 1)
+    least = least_replies(load_bundle(tiny_bundle).calibration, 0.001)
+    assert f"{replies}: replies in the newest batch: 1. At level 0.001 no batch of fewer than {least} can" in err
+    assert run("drift", tiny_bundle, replies, "--every", least)[::2] == (3, "")
+
+
+def test_replies_of_another_bundle_are_not_compared(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    replies = tmp_path / "replies.jsonl"
+    replies.write_text(score(tiny_bundle, folder, "--json")[1])
+    write_overflowing(tiny_bundle, [Image.open(path) for path in folder.rglob("cell*.png")], tmp_path / "other")
+    status, _, err = run("drift", tmp_path / "other", replies)
+    assert (status, f"among {SOME} lines" in err) == (1, True)
+
+
+def helped(stdout: int, unbuffered: str = "") -> tuple[int, str]:
+    """Exit status and standard error of a program whose help goes to `stdout`."""
+    command = [sys.executable, "-m", "wtflow.cli", "score", "--help"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(("unbuffered", "what"), [("", "standard output"), ("1", "standard output or a file")])
+def test_a_full_disk_behind_standard_output_is_said_once(unbuffered: str, what: str) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    assert helped(full, unbuffered) == (1, f"error: {what}: No space left on device\n")
+    os.close(full)
+
+
+def test_a_file_that_opens_and_cannot_be_read_is_an_error(tiny_bundle: Path) -> None:
+    status, _, err = run("drift", tiny_bundle, "/proc/self/mem")
+    assert (status, err) == (1, "error: standard output or a file: Input/output error\n")
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert helped(writer) == (1, "")
+    os.close(writer)
 
 
 @pytest.mark.slow

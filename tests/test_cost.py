@@ -43,7 +43,6 @@ def test_the_backbones_operations_grow_with_the_image(detector: Detector) -> Non
     not run."""
     found = cost.multiply_accumulates(detector)
     assert 0.5 < found.backbone / (0.407e9 * (64 / 224) ** 2) < 0.9
-    assert found.total == found.backbone + found.head
 
 
 def test_parameters_are_counted_by_hand(detector: Detector) -> None:

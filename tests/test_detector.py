@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny_line import scores
+from tests.tiny_line import scores, write_overflowing
 from wtflow.bundle import load_bundle
 from wtflow.data.images import decode
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Detector
-from wtflow.errors import WTFlowError
+from wtflow.errors import ImageError, WTFlowError
 
 
 @pytest.fixture(scope="module")
@@ -70,5 +70,19 @@ def test_a_score_that_is_no_number_is_no_verdict(detector: Detector, tiny_test: 
         detector.verdicts_of_features(levels)
 
 
+def test_a_picture_without_a_score_takes_no_other_down(
+    tiny_bundle: Path, pictures: list[Image.Image], tmp_path: Path
+) -> None:
+    odd = write_overflowing(tiny_bundle, pictures[:4], tmp_path / "odd")
+    detector = load_bundle(tmp_path / "odd").detector()
+    with pytest.raises(ImageError, match="score is not finite"):
+        detector.verdicts(pictures[:4])
+    answers = detector.answers(pictures[:4])
+    assert isinstance(answers[odd], ImageError)
+    assert answers.pop(odd).reason == "not_an_image"
+    others = [picture for place, picture in enumerate(pictures[:4]) if place != odd]
+    np.testing.assert_allclose(scores(answers), scores(detector.verdicts(others)), rtol=1e-6)
+
+
 def test_no_pictures_no_verdicts(detector: Detector) -> None:
-    assert detector.verdicts([]) == []
+    assert detector.verdicts([]) == detector.answers([]) == []

@@ -2,14 +2,17 @@
 
 import csv
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
-from wtflow.bundle import BundleConfig, write_bundle
-from wtflow.data.images import ImageLimits
+from wtflow.bundle import BundleConfig, load_bundle, write_bundle
+from wtflow.data.images import ImageLimits, preprocess
 from wtflow.data.manifest import Manifest, PrepareParams, write_rejected
 from wtflow.data.prepare import prepare
 from wtflow.data.shards import FeatureShards
@@ -23,6 +26,8 @@ from wtflow.training import TrainingState, TrainParams, finish, start, train
 LINE = "tiny"
 WANTED = {("0.0", "mono"): 48, ("1.0", "mono"): 8, ("0.3333333333333333", "mono"): 4}
 """How many of the first cells of each judgement and type are taken."""
+LAST_LAYER = ("blocks.4.2.bn3.weight", "blocks.4.2.bn3.bias")
+"""Of the backbone, behind which level 3 leaves it."""
 SPLITS: dict[str, tuple[str, ...]] = {"fit": ("train", "calibrate"), "test": ("test",)}
 
 PREPARE: dict[str, Any] = {
@@ -160,6 +165,26 @@ def write_trained(shards: FeatureShards, path: Path) -> str:
         "features_digest": shards.digest,
     }
     return write_bundle(path, config, weights, state.scorer, calibrated(state, shards, params), provenance)
+
+
+def write_overflowing(bundle: Path, pictures: Sequence[Image.Image], path: Path) -> int:
+    """A bundle like another one, but with a backbone whose last layer is so strong that the features of one of the
+    pictures are beyond float16; returns which picture."""
+    opened = load_bundle(bundle)
+    detector = opened.detector()
+    weights = detector.backbone.network.state_dict()
+    pixels = torch.from_numpy(np.stack([preprocess(picture, detector.image_size) for picture in pictures]))
+
+    def enlarge(factor: float) -> None:
+        for name in LAST_LAYER:
+            weights[name].mul_(factor)  # the network's own
+
+    enlarge(100.0)
+    backbone = build_backbone(opened.config.backbone, weights)
+    peaks_B = backbone(pixels)[3].float().abs().amax(dim=(1, 2, 3))
+    enlarge(65504 / float(peaks_B.topk(2).values.mean()))
+    write_bundle(path, opened.config, weights, detector.scorer, opened.calibration, opened.provenance)
+    return int(peaks_B.argmax())
 
 
 def scores(values: Any) -> np.ndarray:

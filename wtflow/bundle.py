@@ -7,21 +7,24 @@
     calibration.json       scores of the calibration normals, target rate, thresholds
     provenance.json        line, seed, code commit, digests of data and features, versions
 
-The digest names the bundle everywhere: in metrics, registry, service replies. Every file is checked on load.
+The digest names the bundle everywhere: in metrics, registry, service replies. Every file is checked on load, and again
+when it is read.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load
 from torch import Tensor
 
-from wtflow.artefact import digest_of, read_json, replacing, save_tensors, sha256_file, write_json
+from wtflow.artefact import digest_of, read_json, replacing, save_tensors, sha256_bytes, sha256_file, write_json
 from wtflow.data.images import ImageLimits
 from wtflow.detector import Detector, Scorer
 from wtflow.errors import DigestError, WTFlowError
-from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
+from wtflow.features.backbone import BackboneParams, build_backbone
 from wtflow.features.fusion import Fusion, FusionParams
 from wtflow.flow.coupling import CouplingParams
 from wtflow.flow.solver import SolverParams
@@ -31,7 +34,8 @@ from wtflow.scoring.calibration import Calibration
 from wtflow.scoring.density import ScoreParams
 
 FORMAT = 5
-FILES = ("config.json", "backbone.safetensors", "scorer.safetensors", "calibration.json", "provenance.json")
+WEIGHTS = ("backbone.safetensors", "scorer.safetensors")
+FILES = ("config.json", *WEIGHTS, "calibration.json", "provenance.json")
 
 
 class BundleConfig(Section):
@@ -59,16 +63,21 @@ class Bundle:
     config: BundleConfig = field(repr=False)
     calibration: Calibration
     provenance: dict[str, Any] = field(repr=False)
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """SHA-256 of each file when it was checked."""
 
-    def detector(self, device: str = "cpu") -> Detector:
-        """Networks with their weights, in evaluation mode."""
+    def detector(self) -> Detector:
+        """Networks with their weights, in evaluation mode. Raises `DigestError` if the weights are no longer those that
+        were checked."""
         config = self.config
-        backbone = build_backbone(config.backbone, load_weights(self.path / "backbone.safetensors"))
+        # both before the networks are built, which takes seconds; popped, so that large ones do not stay in memory
+        weights = {name: load(_still(self.path, name, self.files)) for name in WEIGHTS}
+        backbone = build_backbone(config.backbone, weights.pop("backbone.safetensors"))
         fusion = Fusion(config.fusion, config.inputs, config.map_size)
         network = build_field(config.velocity, fusion.channels, config.map_size)
         scorer = Scorer(fusion, network, config.coupling, config.solver, config.score)
-        scorer.load_state_dict(load_weights(self.path / "scorer.safetensors"))
-        return Detector(backbone.to(device), scorer.to(device).freeze(), self.calibration, config.limits)
+        scorer.load_state_dict(weights.pop("scorer.safetensors"))
+        return Detector(backbone, scorer.freeze(), self.calibration, config.limits)
 
 
 def write_bundle(
@@ -129,10 +138,27 @@ def load_bundle(path: Path) -> Bundle:
             )
     if digest_of(header["files"]) != header["digest"]:
         raise DigestError(f"{path / 'bundle.json'}: its digest does not fit its files. Fetch the bundle again.")
+    config, calibration, provenance = (
+        json.loads(_still(path, name, header["files"]))
+        for name in ("config.json", "calibration.json", "provenance.json")
+    )
     return Bundle(
         path,
         header["digest"],
-        BundleConfig.parse(read_json(path / "config.json"), str(path / "config.json")),
-        Calibration.from_json(read_json(path / "calibration.json")),
-        read_json(path / "provenance.json"),
+        BundleConfig.parse(config, str(path / "config.json")),
+        Calibration.from_json(calibration),
+        provenance,
+        header["files"],
     )
+
+
+def _still(path: Path, name: str, files: Mapping[str, str]) -> bytes:
+    """The bytes of a file that was checked. Raises `DigestError` if it has become another one: a stage that trains the
+    line again replaces the whole folder, at any time."""
+    try:
+        data = (path / name).read_bytes()
+    except FileNotFoundError:  # between the two renames of a replacement
+        data = b""
+    if sha256_bytes(data) != files[name]:
+        raise DigestError(f"{path / name}: the bundle was replaced while it was opened. Type the command again.")
+    return data

@@ -5,8 +5,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wtflow.detector import Detector
+from wtflow.features.extract import one_thread_each
 
 WARM_UPS, REPEATS = 3, 20
 
@@ -25,11 +25,6 @@ class Cost:
 
     backbone: float
     head: float
-
-    @property
-    def total(self) -> float:
-        """Of both."""
-        return self.backbone + self.head
 
 
 def parameters(detector: Detector) -> Cost:
@@ -49,7 +44,7 @@ def milliseconds(detector: Detector, clock: Callable[[], float] = time.perf_coun
     With `time.thread_time` for a clock without the waiting for a core that others use.
     """
     image_BYX3, levels = _photograph(detector)
-    with _one_thread():
+    with one_thread_each():
         return Cost(
             _median_ms(lambda: detector.backbone(image_BYX3), clock), _median_ms(lambda: detector.scorer(levels), clock)
         )
@@ -62,17 +57,6 @@ def machine() -> str:
     except OSError:
         found = None
     return f"{found[1] if found else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Operators of one thread inside."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _photograph(detector: Detector) -> tuple[Tensor, dict[int, Tensor]]:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from wtflow.data.images import ImageLimits, preprocess
-from wtflow.errors import WTFlowError
+from wtflow.errors import ImageError
 from wtflow.features.backbone import Backbone
 from wtflow.features.fusion import Fusion
 from wtflow.flow.coupling import CouplingParams, build_coupling, step_size
@@ -122,26 +122,43 @@ class Detector:
         return self.backbone.params.image_size
 
     def verdicts(self, pictures: Sequence[Image.Image]) -> list[Verdict]:
-        """Verdicts on pictures of any size, RGB or grey (mode L), as one batch."""
+        """Verdicts on pictures of any size, RGB or grey (mode L), as one batch. Raises `ImageError` if a score is not
+        finite."""
+        return _all_of(self.answers(pictures))
+
+    def answers(self, pictures: Sequence[Image.Image]) -> list[Verdict | ImageError]:
+        """The same, but an `ImageError` stands in the place of a picture whose score is not finite: the others have
+        their verdicts."""
         if not pictures:
             return []
         pixels = np.stack([preprocess(picture, self.image_size) for picture in pictures])
         device = self.backbone.device
-        return self.verdicts_of_features(self.backbone(torch.from_numpy(pixels).to(device)))
+        return self._answers(self.backbone(torch.from_numpy(pixels).to(device)))
 
     def verdicts_of_features(self, levels: Mapping[int, Tensor]) -> list[Verdict]:
-        """Verdicts on features {level: B x C x H x W}, as the backbone gives them and the shards hold them."""
+        """Verdicts on features {level: B x C x H x W}, as the backbone gives them and the shards hold them. Raises as
+        `verdicts` does."""
+        return _all_of(self._answers(levels))
+
+    def _answers(self, levels: Mapping[int, Tensor]) -> list[Verdict | ImageError]:
         device = self.backbone.device
         map_BHW, score_B = self.scorer({level: maps.to(device) for level, maps in levels.items()})
-        scores = score_B.double().cpu().numpy()
-        if not np.isfinite(scores).all():
-            raise WTFlowError(
-                "a score is not finite: the photograph's features are beyond float16. Is it a photograph?"
+        maps = map_BHW.float().cpu().numpy()
+        return [self._answer(score, map_HW) for score, map_HW in zip(score_B.double().tolist(), maps, strict=True)]
+
+    def _answer(self, score: float, map_HW: NDArray[np.float32]) -> Verdict | ImageError:
+        if not math.isfinite(score):
+            return ImageError(
+                "not_an_image", "its score is not finite: its features are beyond float16. Is it a photograph?"
             )
-        threshold, p_values = self.calibration.threshold, self.calibration.p_value(scores)
-        return [
-            Verdict(
-                float(score), float(p), threshold, bool(score > threshold), map_HW, self.calibration.needs_review(score)
-            )
-            for score, p, map_HW in zip(scores, p_values, map_BHW.float().cpu().numpy(), strict=True)
-        ]
+        threshold, p_value = self.calibration.threshold, float(self.calibration.p_value(score))
+        return Verdict(score, p_value, threshold, score > threshold, map_HW, self.calibration.needs_review(score))
+
+
+def _all_of(answers: Sequence[Verdict | ImageError]) -> list[Verdict]:
+    verdicts = []
+    for answer in answers:
+        if isinstance(answer, ImageError):
+            raise answer
+        verdicts.append(answer)
+    return verdicts

@@ -95,6 +95,20 @@ def test_no_damage_to_the_file_changes_what_is_seen(tmp_path: Path, caplog: pyte
     assert "is damaged: its photographs are decoded again" in caplog.text
 
 
+def test_the_draft_of_another_process_is_left_alone(tmp_path: Path) -> None:
+    draft, old = tmp_path / f"{'0' * 64}.parquet.tmp-01234567", tmp_path / f"{'1' * 64}.parquet"
+    for path in (draft, old):
+        path.touch()
+    Looks(ImageLimits(), tmp_path).keep()
+    assert (draft.exists(), old.exists(), len(list(tmp_path.iterdir()))) == (True, False, 2)
+
+
+def test_a_file_that_another_process_removes_counts_as_absent(tmp_path: Path) -> None:
+    """A name that is still listed, with nothing behind it."""
+    (tmp_path / f"{'0' * 64}.parquet").symlink_to(tmp_path / "gone")
+    assert Looks(ImageLimits(), tmp_path).at(encoded(noise(0, 40, 40))).width == 40
+
+
 def test_without_a_file_nothing_is_kept(tmp_path: Path) -> None:
     prepare(plain_folder(tmp_path / "raw"), "alpha", params())
     shutil.rmtree(tmp_path / "raw")

@@ -144,6 +144,18 @@ def test_a_backbone_is_named_by_its_first_digits(cache: FeatureCache) -> None:
             shelves_of(cache, wrong)
 
 
+def test_no_digit_names_no_backbone(cache: FeatureCache, shelf: Shelf) -> None:
+    with pytest.raises(WTFlowError, match="--drop: no digest given"):
+        shelves_of(cache, "")
+
+
+@pytest.mark.parametrize("settings", [[], {}, SETTINGS | {"image_size": 8}])
+def test_damaged_settings_of_a_backbone_are_named(cache: FeatureCache, shelf: Shelf, settings: object) -> None:
+    write_json(shelf.folder / "backbone.json", settings)
+    with pytest.raises(WTFlowError, match=rf"{shelf.folder}/backbone\.json: not the settings .* Remove this file"):
+        holdings(cache)
+
+
 def test_pulled_features_fill_an_empty_cache(
     tiny_features: Path, tiny_test: FeatureShards, cache: FeatureCache
 ) -> None:
@@ -155,6 +167,18 @@ def test_pulled_features_fill_an_empty_cache(
     gathered = shelf.reader()(list(place.values()))
     assert torch.equal(gathered["level2"], tiny_test.batch([0])[2])
     assert fill_from(cache, tiny_features / "data/features") == 0
+
+
+@pytest.mark.parametrize("change", [None, {"backbone": None}, {"backbone": {}}])
+def test_a_damaged_header_of_pulled_features_is_named(
+    change: dict[str, object] | None, tiny_features: Path, cache: FeatureCache, tmp_path: Path
+) -> None:
+    index = tmp_path / LINE / "fit/index.json"
+    header = read_json(tiny_features / "data/features" / LINE / "fit/index.json")
+    write_json(index, [] if change is None else header | change)
+    with pytest.raises(WTFlowError, match=rf"{index}: not the header of features\. Fetch the features again"):
+        fill_from(cache, tmp_path)
+    assert not cache.folder.exists()
 
 
 @pytest.mark.parametrize("digest", ["x/../../../outside", "0" * 63, None])

@@ -6,7 +6,7 @@ import pytest
 
 from wtflow.errors import WTFlowError
 from wtflow.scoring.calibration import Calibration
-from wtflow.scoring.drift import batches, read_scores
+from wtflow.scoring.drift import batches, least_replies, read_scores
 
 DIGEST = "d" * 64
 
@@ -46,6 +46,16 @@ def test_unchanged_normals_are_seldom_called_shifted(calibrated: int, images: in
 def test_a_shift_is_seen_with_its_direction(moved: float, shift: str) -> None:
     draw = np.random.default_rng(0).normal(size=262)
     assert batches(calibration(draw[:62]), list(draw[62:] + moved), 200, 0.001)[0].shift == shift
+
+
+@pytest.mark.parametrize("calibrated", [2, 19, 102])
+@pytest.mark.parametrize("level", [0.001, 0.05, 0.5])
+def test_a_smaller_batch_cannot_be_called_shifted(calibrated: int, level: float) -> None:
+    """However far its scores are off."""
+    line = calibration(np.arange(1.0, calibrated + 1), target_fpr=0.5)
+    least = least_replies(line, level)
+    called = [batches(line, [1e9] * images, images, level)[0].shift for images in range(1, least + 1)]
+    assert called == ["none"] * (least - 1) + ["higher"]
 
 
 def test_some_defects_are_no_shift() -> None:

@@ -72,7 +72,7 @@ class Looks:
         kept = self._folder / f"{sha256_bytes(data)}.parquet"
         with replacing(kept) as draft:
             draft.write_bytes(data)
-        for path in self._folder.iterdir():
+        for path in self._folder.glob("*.parquet"):  # no drafts: another process may be writing one
             if path != kept:
                 path.unlink(missing_ok=True)
 
@@ -80,10 +80,13 @@ class Looks:
 def _read(folder: Path, decoder: str) -> dict[str, Look]:
     found, side = dict[str, Look](), likeness.SIDE
     for path in folder.glob("*.parquet"):
-        if sha256_file(path) != path.stem:
-            logger.warning("%s is damaged: its photographs are decoded again", path)
+        try:
+            if sha256_file(path) != path.stem:
+                logger.warning("%s is damaged: its photographs are decoded again", path)
+                continue
+            table = pq.read_table(path)
+        except OSError:  # another process has removed it
             continue
-        table = pq.read_table(path)
         if table.schema.metadata[b"decoder"] != decoder.encode():
             continue
         for image_id, width, height, thumbnail in zip(*(column.to_pylist() for column in table.columns), strict=True):

@@ -190,7 +190,7 @@ def compute_here(job: Job, groups: Sequence[Rows]) -> Iterator[Partition]:
     waiting = deque(groups)
     seen: deque[tuple[Rows, list[Future[_Picture]]]] = deque()
     written: deque[Future[Partition]] = deque()
-    with _one_thread_each() as cores, _pool(cores) as pool:
+    with one_thread_each() as cores, _pool(cores) as pool:
         while waiting or seen:
             while waiting and len(seen) <= AHEAD:
                 group = waiting.popleft()
@@ -346,7 +346,7 @@ def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[int]:
+def one_thread_each() -> Iterator[int]:
     """Operators of one thread inside; yields how many threads they had, which is how many may run side by side."""
     cores = torch.get_num_threads()
     torch.set_num_threads(1)

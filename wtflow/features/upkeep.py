@@ -69,7 +69,7 @@ def holdings(cache: FeatureCache) -> list[Holding]:
 
 
 def _holding(shelf: Shelf) -> Holding:
-    shards, images, settings = 0, set[str](), shelf.backbone
+    shards, images, settings = 0, set[str](), _settings(shelf)
     for _, image_ids in shelf.contents():
         shards += 1
         images |= set(image_ids)
@@ -85,6 +85,22 @@ def _holding(shelf: Shelf) -> Holding:
         bytes=sum(status.st_size for status in found),
         linked_bytes=sum(status.st_size for status in found if status.st_nlink > 1),
     )
+
+
+def _settings(shelf: Shelf) -> dict[str, Any]:
+    settings = shelf.backbone
+    if not _of_backbone(settings):
+        raise WTFlowError(
+            f"{shelf.folder / 'backbone.json'}: not the settings of a backbone. Remove this file: the next extraction, "
+            "or wtflow cache fill, writes it again."
+        )
+    return settings
+
+
+def _of_backbone(settings: Any) -> bool:
+    """Whether a value from a file has what is shown of a backbone."""
+    kinds = {"name": str, "image_size": list, "levels": list}
+    return isinstance(settings, dict) and all(isinstance(settings.get(key), kind) for key, kind in kinds.items())
 
 
 def faults(shelf: Shelf) -> Iterator[Fault]:
@@ -153,6 +169,8 @@ def remove_waste(shelf: Shelf, found: Collection[Waste]) -> None:
 
 def shelves_of(cache: FeatureCache, prefix: str) -> list[Shelf]:
     """Those of a backbone, by the first digits of its digest. Raises if there is none, or several backbones."""
+    if not prefix:  # every digest begins with it
+        raise WTFlowError("--drop: no digest given. Name a backbone by the first digits that `wtflow cache ls` shows.")
     found = [shelf for shelf in cache.shelves() if shelf.backbone_digest.startswith(prefix)]
     if len({shelf.backbone_digest for shelf in found}) != 1:
         known = ", ".join(sorted(shelf.backbone_digest[:12] for shelf in cache.shelves())) or "none"
@@ -173,10 +191,12 @@ def fill_from(cache: FeatureCache, features: Path) -> int:
     shelves: dict[str, dict[str, Any]] = {}
     for path in sorted(features.glob("*/*/index.json")):
         header = read_json(path)
-        if header.get("format") != FORMAT:
+        if isinstance(header, dict) and header.get("format") != FORMAT:
             continue
-        digest = header.get("backbone_digest")
-        if not re.fullmatch("[0-9a-f]{64}", str(digest)):  # it becomes the name of a folder
+        if not isinstance(header, dict) or not _of_backbone(header.get("backbone")):
+            raise WTFlowError(f"{path}: not the header of features. Fetch the features again.")
+        digest = str(header.get("backbone_digest"))
+        if not re.fullmatch("[0-9a-f]{64}", digest):  # it becomes the name of a folder
             raise WTFlowError(f"{path}: backbone_digest {digest!r} is not 64 hex digits. Fetch the features again.")
         shelves[digest] = header["backbone"]
     return sum(fill(cache.shelf_of(digest, settings), features) for digest, settings in shelves.items())

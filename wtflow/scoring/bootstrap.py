@@ -30,10 +30,9 @@ def bootstrap(
     figure: Callable[[Scores, Scores], float | None],
     normal: tuple[Scores, Sequence[str]],
     anomalous: tuple[Scores, Sequence[str]],
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval | None:
-    """Percentile interval of `figure(normal scores, anomalous scores)`; None where the figure is.
+    """95 % percentile interval of `figure(normal scores, anomalous scores)`; None where the figure is.
 
     To each score its group: images that resemble each other are drawn together. Whole groups are drawn with
     replacement among those that hold the same labels, so that every resample has about as many images of both. Without
@@ -54,5 +53,5 @@ def bootstrap(
         value = figure(*(np.repeat(scores[kind], times[kind]) for kind in (~is_anomalous, is_anomalous)))
         if value is not None:
             figures.append(value)
-    low, high = np.quantile(figures, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(figures, [0.025, 0.975])
     return Interval(float(low), float(high))

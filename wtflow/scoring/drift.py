@@ -7,6 +7,7 @@ batch: a share d of them moves its distribution function by d at most, so a few 
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -73,6 +74,13 @@ def batches(calibration: Calibration, scores: Sequence[float], size: int, level:
     be. At most the share `level` of batches of unchanged normal parts is called shifted."""
     bounds = [0, *range(len(scores) % size or size, len(scores), size), len(scores)]
     return [_compared(calibration, scores[start:end], start, level) for start, end in pairwise(bounds) if start < end]
+
+
+def least_replies(calibration: Calibration, level: float) -> int:
+    """Size of the smallest batch that can be called shifted: p is least, 2 / C(n + m, n), if all n scores lie on one
+    side of the m that calibrated, for so often n of n + m come first, or last, by chance."""
+    images = len(calibration.scores)
+    return bisect_left(range(int(2 / level) + 1), True, key=lambda size: math.comb(size + images, size) > 2 / level)
 
 
 def _compared(calibration: Calibration, scores: Sequence[float], start: int, level: float) -> Batch:

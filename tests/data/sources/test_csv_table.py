@@ -47,6 +47,11 @@ def test_two_columns_are_enough_and_a_byte_order_mark_does_no_harm(tmp_path: Pat
         ("b.png,normal,,m.png", "a normal image has neither mask nor defect"),
         ("a.png,normal,,", r"path is 'a.png', as in .*images\.csv:2"),
         (",normal,,", "path is ''"),
+        ("./a.png,normal,,", r"path is 'a.png', as in .*images\.csv:2"),
+        ("/b.png,normal,,", r"path is '/b.png'\. Name a path below the folder of images\.csv"),
+        ("./,normal,,", r"path is './'\. Name a path below"),
+        ("b.png,anomalous,,/m.png", r"mask is '/m.png'\. Name a path below"),
+        ("b.png,anomalous,,.", r"mask is '.'\. Name a path below"),
         ("b.png,normal,,,,", "more fields than columns"),
     ],
 )
@@ -59,6 +64,12 @@ def test_a_wrong_row_is_named(tmp_path: Path, row: str, message: str) -> None:
 def test_a_wrong_header_is_named(tmp_path: Path, header: str) -> None:
     with pytest.raises(WTFlowError, match=r"has to be path,label \(and may have group, mask, defect, split\), found"):
         found(tmp_path, f"{header}\na.png,normal,x\n")
+
+
+@pytest.mark.parametrize(("sign", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_another_separator_is_named(tmp_path: Path, sign: str, name: str) -> None:
+    with pytest.raises(WTFlowError, match=rf"found .*\. It is separated by {name}: use commas\.$"):
+        found(tmp_path, f"path{sign}label\na.png{sign}normal\n")
 
 
 def test_a_split_of_ones_own_is_kept_and_the_rest_is_drawn(tmp_path: Path) -> None:
@@ -74,6 +85,19 @@ def test_a_split_of_ones_own_is_kept_and_the_rest_is_drawn(tmp_path: Path) -> No
     assert {name: kept[name] for name in splits} == splits
     assert {kept[name] for name in names[3:]} == {"train", "calibrate", "test"}
     assert prepared.rejected.num_rows == 0
+
+
+def test_paths_may_begin_with_the_folder_itself(tmp_path: Path) -> None:
+    """As `find .` lists them."""
+    fill(tmp_path, [*(f"img/{number:02d}.png" for number in range(30)), "bad.png"])
+    write(tmp_path / "masks/bad.png", encoded(noise(200)))
+    rows = [*(f"./img//{number:02d}.png,normal," for number in range(30)), "./bad.png,anomalous,./masks//bad.png"]
+    write(tmp_path / "images.csv", "\n".join(["path,label,mask", *rows]).encode())
+    prepared = prepare(tmp_path, "line", CSV)
+    assert prepared.rejected.num_rows == 0
+    found = {row["path"]: (row["group"], row["mask_path"]) for row in prepared.manifest.rows()}
+    assert found["img/00.png"] == ("img/00", None)
+    assert found["bad.png"] == ("bad", "masks/bad.png")
 
 
 def test_a_path_that_leads_out_is_rejected(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ train, calibrate, test or empty, which leaves the choice to the group's hash.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar, get_args
 
 from wtflow.data.manifest import Label, PrepareParams, Split
@@ -22,15 +22,14 @@ def images(raw: Path, params: PrepareParams) -> Iterator[SourceImage]:
     """One image a row, each path once."""
     seen: dict[str, str] = {}
     for where, row in rows(raw / TABLE, "csv", ("path", "label"), ("group", "mask", "defect", "split")):
-        path = row["path"]
-        if not path or path in seen:
-            first = f", as in {seen[path]}" if path else ""
-            raise WTFlowError(f"{where}: path is {path!r}{first}. Name each image in one row.")
+        path = _place("path", row, where)
+        if path in seen:
+            raise WTFlowError(f"{where}: path is {path!r}, as in {seen[path]}. Name each image in one row.")
         seen[path] = where
-        yield _image(row, where, params)
+        yield _image(path, row, where, params)
 
 
-def _image(row: dict[str, str], where: str, params: PrepareParams) -> SourceImage:
+def _image(path: str, row: dict[str, str], where: str, params: PrepareParams) -> SourceImage:
     label = _one_of(get_args(Label), "label", row, where)
     split = _one_of(get_args(Split), "split", row, where) if row["split"] else None
     if label != "normal" and split not in (None, "test"):
@@ -38,8 +37,16 @@ def _image(row: dict[str, str], where: str, params: PrepareParams) -> SourceImag
     if label == "normal" and (row["mask"] or row["defect"]):
         raise WTFlowError(f"{where}: a normal image has neither mask nor defect. Empty them, or change the label.")
     defect = row["defect"] or ("defective" if label == "anomalous" else "")
-    group = row["group"] or group_of(row["path"], params)
-    return SourceImage(row["path"], group, split, label, defect, row["mask"] or None)
+    mask = _place("mask", row, where) if row["mask"] else None
+    return SourceImage(path, row["group"] or group_of(path, params), split, label, defect, mask)
+
+
+def _place(column: str, row: dict[str, str], where: str) -> str:
+    """The path in a column, one text for one place: `./a//b.png` is `a/b.png`."""
+    place = PurePosixPath(row[column])
+    if place.is_absolute() or not place.name:
+        raise WTFlowError(f"{where}: {column} is {row[column]!r}. Name a path below the folder of {TABLE}.")
+    return place.as_posix()
 
 
 def _one_of(values: tuple[T, ...], column: str, row: dict[str, str], where: str) -> T:

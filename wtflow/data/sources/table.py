@@ -6,6 +6,9 @@ from pathlib import Path
 
 from wtflow.errors import WTFlowError
 
+SEPARATORS = {";": "semicolons", "\t": "tabs"}
+"""What a spreadsheet may write in place of commas."""
+
 
 def rows(
     path: Path, layout: str, columns: Sequence[str], optional: Sequence[str] = ()
@@ -18,7 +21,9 @@ def rows(
             reader = csv.DictReader(file, restval="")
             found = list(reader.fieldnames or ())
             if set(columns) - set(found) or set(found) - {*columns, *optional} or len(found) > len(set(found)):
-                raise WTFlowError(f"{path}: first line has to be {','.join(columns)}{also}, found {found}.")
+                raise WTFlowError(
+                    f"{path}: first line has to be {','.join(columns)}{also}, found {found}.{_other_separator(found)}"
+                )
             for row in reader:
                 where = f"{path}:{reader.line_num}"
                 if None in row:
@@ -30,3 +35,9 @@ def rows(
         ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise WTFlowError(f"{path}: not a CSV file in UTF-8 ({error}).") from None
+
+
+def _other_separator(header: Sequence[str]) -> str:
+    """A sentence more, if the whole first line came out as one column because no comma is in it."""
+    found = [name for sign, name in SEPARATORS.items() if len(header) == 1 and sign in header[0]]
+    return f" It is separated by {found[0]}: use commas." if found else ""
