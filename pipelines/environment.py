@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,6 +33,12 @@ class Settings(BaseSettings):
             raise WTFlowError("; ".join(wrong) + ". Correct or unset it.") from None
 
 
+def _place(value: str) -> str:
+    if value and not value.startswith(("/", "s3://")):
+        raise ValueError("has to be an absolute folder, or s3://bucket/prefix")
+    return value
+
+
 class RunSettings(Settings):
     """`WTFLOW_<NAME>` in the environment; see infra/env.example."""
 
@@ -46,8 +52,9 @@ class RunSettings(Settings):
     """Training workers a line."""
     use_gpu: bool = False
     """One GPU a training worker."""
-    storage: str = ""
-    """Where training checkpoints go: a folder or s3://bucket/prefix that all nodes see; empty: `work`/train."""
+    storage: Annotated[str, AfterValidator(_place)] = ""
+    """Where training checkpoints go: an absolute folder, or s3://bucket/prefix, that all nodes see; empty:
+    `work`/train."""
     checkpoint_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
     """In the fleet: seconds between two checkpoints of a line, at least; 0 keeps one behind every epoch. A kill costs
     so much, or an epoch where one takes longer."""

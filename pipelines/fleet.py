@@ -44,7 +44,7 @@ def main(chosen: Sequence[str], cpus: int) -> None:
     params = read_params()
     for line in chosen:
         known_line(params, line)
-    lines = list(chosen or params["lines"])
+    lines = list(dict.fromkeys(chosen or params["lines"]))
     stale, blocked = stale_lines(lines)
     say(f"fleet: {len(lines) - len(stale) - len(blocked)} of {len(lines)} lines up to date, {len(stale)} to train")
     failed = dict(blocked)
@@ -111,18 +111,23 @@ def _commit_if_free(waiting: dict[str, str]) -> dict[str, str]:
 def commit(runs: Mapping[str, str]) -> dict[str, str]:
     """Have DVC note that these lines are trained. A line whose settings, features or code changed meanwhile is not, and
     comes back with the reason."""
-    changed = {line: "changed while it trained. Type the same command" for line in runs if _name(line) != runs[line]}
+    changed = {line: reason for line, run in runs.items() if (reason := _changed(line, run))}
     done = [f"train@{line}" for line in runs if line not in changed]
     if done:
         dvc_lock.commit(done)
     return changed
 
 
-def _name(line: str) -> str:
-    from pipelines.train import code_files, features_folder, run_name
+def _changed(line: str, run: str) -> str | None:
+    """Why the line is not any more what `run` trained; None if it is."""
+    from pipelines.train import code_digests, features_folder, run_name
 
-    shards = FeatureShards.open(features_folder(line), verify=False)
-    return run_name(line, line_params(line, "train", TrainParams), shards, code_files())
+    try:
+        params = line_params(line, "train", TrainParams)
+        now = run_name(line, params, FeatureShards.open(features_folder(line), verify=False), code_digests())
+    except WTFlowError as error:  # renamed, removed, or params.yaml half written
+        return f"changed while it trained: {error}"
+    return None if now == run else "changed while it trained. Type the same command"
 
 
 def _dvc(*arguments: str) -> str:

@@ -19,42 +19,65 @@ PARAMS_FILE = Path("params.yaml")
 LINE_STAGES = ("prepare", "extract", "train", "evaluate", "register")
 SECTIONS = ("fetch", "lines", *LINE_STAGES, "tune")
 LINE_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+NAME_RULE = "a line's name is 1 to 50 lower-case letters, digits and inner hyphens"
 
 S = TypeVar("S", bound=Section)
 
 
-def read_params(path: Path = PARAMS_FILE) -> Mapping[str, Any]:
-    """The whole of params.yaml, its sections, line names and their sections checked. Read as DVC reads it: YAML 1.2."""
+def read_yaml(path: Path) -> Any:
+    """A file of settings, as DVC reads it: YAML 1.2."""
     try:
-        params = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
+        return YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WTFlowError(f"{path}: not found. Run from the folder that holds params.yaml and dvc.yaml.") from None
+    except UnicodeDecodeError as error:
+        raise WTFlowError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from None
     except YAMLError as error:
-        raise WTFlowError(f"{path}: not valid YAML: {error}") from None
+        remedy = " A backslash belongs in single quotes: '(part\\d+)_'." if "escape character" in str(error) else ""
+        raise WTFlowError(f"{path}: not valid YAML: {error}{remedy}") from None
+
+
+def read_params(path: Path = PARAMS_FILE) -> Mapping[str, Any]:
+    """The whole of params.yaml, its sections, line names and their sections checked."""
+    params = read_yaml(path)
     if not isinstance(params, Mapping) or not isinstance(params.get("lines"), Mapping) or not params["lines"]:
         raise WTFlowError(
             f"{path}: needs a section `lines` with at least one product line. See docs/data-contracts.md."
         )
     if unknown := [str(section) for section in params if section not in SECTIONS]:
         raise WTFlowError(f"{path}: unknown section {', '.join(unknown)}. Known: {', '.join(SECTIONS)}.")
+    for section, values in params.items():
+        _check_settings(path, section, values)
     for line, sections in params["lines"].items():
         _check_line(path, line, sections)
     return params
 
 
-def _check_line(path: Path, line: object, sections: object) -> None:
-    if isinstance(line, int | float):
-        raise WTFlowError(f"{path}: lines.{line}: YAML takes this name for a number. Put it in quotes: '{line}'")
-    if not isinstance(line, str) or not LINE_NAME.fullmatch(line) or len(line) > 50:
+def is_line_name(name: str) -> bool:
+    """Whether it is one: see `NAME_RULE`."""
+    return LINE_NAME.fullmatch(name) is not None and len(name) <= 50
+
+
+def _check_settings(path: Path, section: str, values: object) -> None:
+    if values is not None and not isinstance(values, Mapping):
         raise WTFlowError(
-            f"{path}: lines.{line}: a line's name is 1 to 50 lower-case letters, digits and inner hyphens. Rename it."
+            f"{path}: {section} holds {values!r}, not settings. Write them as name: value, or leave {{}}."
         )
+
+
+def _check_line(path: Path, line: object, sections: object) -> None:
+    if isinstance(line, int | float) and not isinstance(line, bool):
+        raise WTFlowError(f"{path}: lines.{line}: YAML takes this name for a number. Put it in quotes: '{line}'")
+    if not isinstance(line, str) or not is_line_name(line):
+        raise WTFlowError(f"{path}: lines.{line}: {NAME_RULE}. Rename it.")
     empty = ", ".join(f"{stage}: {{}}" for stage in LINE_STAGES)
     if not isinstance(sections, Mapping) or set(sections) != set(LINE_STAGES):
         raise WTFlowError(
             f"{path}: lines.{line}: needs exactly the sections {', '.join(LINE_STAGES)}; "
             f"one without overrides is empty. Start from: {line}: {{{empty}}}"
         )
+    for stage, values in sections.items():
+        _check_settings(path, f"lines.{line}.{stage}", values)
 
 
 def known_line(params: Mapping[str, Any], line: str) -> None:

@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from pipelines.command import call, parser
-from pipelines.lines import PARAMS_FILE, known_line, read_params
+from pipelines.lines import PARAMS_FILE, known_line, read_params, read_yaml
 from wtflow.artefact import replacing
 from wtflow.errors import WTFlowError
 from wtflow.features.extract import ExtractParams
@@ -58,19 +57,18 @@ def say(*lines: str) -> None:
 
 def read_presets(folder: Path = FOLDER) -> dict[str, Mapping[str, Any]]:
     """Overrides by preset, `default` first, which has none."""
-    presets: dict[str, Mapping[str, Any]] = {DEFAULT: {}}
-    for path in sorted(folder.glob("*.yaml")):
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise WTFlowError(f"{path}: not valid YAML: {error}") from None
-        if not isinstance(values, Mapping) or set(values) - set(STAGES):
-            raise WTFlowError(f"{path}: holds a mapping of {' and '.join(STAGES)}, nothing else. Move other keys out.")
-        for stage, section in values.items():
-            if not isinstance(section, Mapping):
-                raise WTFlowError(f"{path}: {stage} holds {section!r}, not settings. Write them below it, indented.")
-        presets[path.stem] = values
-    return presets
+    return {DEFAULT: {}} | {path.stem: read_preset(path) for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_preset(path: Path) -> Mapping[str, Any]:
+    """The overrides of one preset."""
+    values = read_yaml(path)
+    if not isinstance(values, Mapping) or set(values) - set(STAGES):
+        raise WTFlowError(f"{path}: holds a mapping of {' and '.join(STAGES)}, nothing else. Move other keys out.")
+    for stage, section in values.items():
+        if not isinstance(section, Mapping):
+            raise WTFlowError(f"{path}: {stage} holds {section!r}, not settings. Write them below it, indented.")
+    return values
 
 
 def with_preset(sections: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:
@@ -107,8 +105,8 @@ def check(params: Mapping[str, Any], line: str, sections: Mapping[str, Any]) -> 
     for stage, section in STAGES.items():
         values = merged(params.get(stage) or {}, sections[stage])
         section.parse(values, where=f"{PARAMS_FILE}: {stage} (with lines.{line}.{stage})")
-    kept = merged(params["extract"], sections["extract"])["backbone"]["levels"]
-    used = merged(params["train"], sections["train"])["fusion"]["levels"]
+    kept = merged(params.get("extract") or {}, sections["extract"])["backbone"]["levels"]
+    used = merged(params.get("train") or {}, sections["train"])["fusion"]["levels"]
     if set(used) - set(kept):
         raise WTFlowError(
             f"{PARAMS_FILE}: train.fusion.levels {used} of {line} are not all in extract.backbone.levels {kept}. "

@@ -23,8 +23,8 @@ from rich.table import Table
 
 from pipelines.command import call, parser
 from pipelines.environment import RunSettings
-from pipelines.lines import LINE_STAGES, read_params
-from pipelines.preset import FOLDER, check, read_presets
+from pipelines.lines import LINE_STAGES, NAME_RULE, is_line_name, read_params
+from pipelines.preset import check, read_preset, read_presets
 from pipelines.provenance import code_commit
 from wtflow.artefact import digest_of, read_json, replacing, sha256_file, write_json
 from wtflow.data.tree import files
@@ -91,19 +91,30 @@ def categories(root: Path) -> dict[str, Path]:
         raise WTFlowError(
             f"ROOT: {root} holds no category (a folder with train/ or Data/Images/). Name its parent, or child."
         )
-    return {re.sub(r"[^a-z0-9]+", "-", path.name.lower()).strip("-"): path.absolute() for path in folders}
+    found: dict[str, Path] = {}
+    for path in folders:
+        line = re.sub(r"[^a-z0-9]+", "-", path.name.lower()).strip("-")
+        if not is_line_name(line):
+            raise WTFlowError(f"ROOT: {path} gives no name of a line ({line!r}). Rename the folder: {NAME_RULE}.")
+        if line in found:
+            raise WTFlowError(
+                f"ROOT: {found[line]} and {path} would both be the line {line}. Rename one of the folders."
+            )
+        found[line] = path.absolute()
+    return found
 
 
 def preset_of(preset: str) -> tuple[Mapping[str, Any], str]:
     """Overrides and name of a preset of presets/, or of a YAML file."""
     path = Path(preset)
-    presets = read_presets(path.parent if path.suffix == ".yaml" else FOLDER)
-    name = path.stem if path.suffix == ".yaml" else preset
-    if name not in presets:
+    if path.suffix == ".yaml" and path.is_file():
+        return read_preset(path), path.stem
+    presets = read_presets()
+    if preset not in presets:
         raise WTFlowError(
             f"PRESET: {preset!r} is none of {', '.join(presets)}, and no .yaml file. See docs/presets.md."
         )
-    return presets[name], name
+    return presets[preset], preset
 
 
 def lay_out(place: Path, data_set: str, found: Mapping[str, Path], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ data/features/<line>/fit/ -> models/<line>/ (bundle), plots/<line>.csv (loss by 
 """
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,9 +79,9 @@ def train_line(
     features = features_folder(line)
     shards = FeatureShards.open(features)
     conformal_rank(len(shards.rows(split="calibrate")), params.calibration.target_fpr)  # said now, not after training
-    code = code_files()
+    code = code_digests()
     name = run_name(line, params, shards, code)
-    field, place = field_digest(params, shards, _digests(code)), settings.work / "fields" / line
+    field, place = field_digest(params, shards, code), settings.work / "fields" / line
     kept = kept_field(place, field, shards, params)
     with TrainingRun(line, name, params) as tracked:
 
@@ -97,11 +97,11 @@ def train_line(
                 heard(epoch)
         scorer = finish(state, shards)
         calibration = calibrated(scorer, shards, params)
-        digest = _write(line, params, shards, state, calibration, code)
+        digest = _write(line, params, shards, state, calibration, list(code))
         tracked.finish(digest)
     if kept is None:
         keep_field(place, field, Path(f"models/{line}"), state.history)
-        ray_train.forget(name, settings)
+    ray_train.forget(name, settings)  # of a kept field, too: one that was killed here before left its checkpoints
     return Trained(name, digest, state.history[-1].loss, calibration, kept is not None)
 
 
@@ -110,9 +110,9 @@ def features_folder(line: str) -> Path:
     return Path(f"data/features/{line}/fit")
 
 
-def run_name(line: str, params: TrainParams, shards: FeatureShards, code: Sequence[str]) -> str:
+def run_name(line: str, params: TrainParams, shards: FeatureShards, code: Mapping[str, str]) -> str:
     """The line, and a digest of everything that decides the result."""
-    return f"{line}-{digest_of([params.model_dump(mode='json'), shards.digest, _digests(code)])[:12]}"
+    return f"{line}-{digest_of([params.model_dump(mode='json'), shards.digest, code])[:12]}"
 
 
 def calibrated(scorer: Scorer, shards: FeatureShards, params: TrainParams) -> Calibration:
@@ -141,14 +141,10 @@ def bundle_config(params: TrainParams, shards: FeatureShards, scorer: Scorer) ->
     )
 
 
-def code_files(dvc_file: Path = Path("dvc.yaml")) -> list[str]:
-    """The source files that this stage depends on, as dvc.yaml lists them."""
+def code_digests(dvc_file: Path = Path("dvc.yaml")) -> dict[str, str]:
+    """SHA-256 of each source file that this stage depends on, as dvc.yaml lists them."""
     deps = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))["stages"]["train"]["do"]["deps"]
-    return [dep for dep in deps if dep.endswith(".py")]
-
-
-def _digests(code: Sequence[str]) -> dict[str, str]:
-    return {path: sha256_file(Path(path)) for path in code}
+    return {dep: sha256_file(Path(dep)) for dep in deps if dep.endswith(".py")}
 
 
 def _write(

@@ -89,8 +89,8 @@ def _conclude(line: str, changes: Mapping[str, Plain], apply: bool, kept: Path) 
         preset.say(f"The settings of {line} as they stand are the best that were tried: nothing to change.")
         return
     before = read_params()
-    sections = before["lines"][line]
-    wanted = {**sections, "train": merged(sections["train"] or {}, nested(changes))}
+    sections = {stage: values or {} for stage, values in before["lines"][line].items()}
+    wanted = {**sections, "train": merged(sections["train"], nested(changes))}
     preset.check(before, line, wanted)
     text = ", ".join(f"{key}: {value}" for key, value in changes.items())
     if apply:

@@ -160,9 +160,14 @@ def reach_storage(settings: RunSettings) -> None:
 
 
 def forget(name: str, settings: RunSettings) -> None:
-    """Remove a run's checkpoints: its result is in a bundle."""
-    filesystem, root = fs.FileSystem.from_uri(storage(settings))
-    filesystem.delete_dir(f"{root}/{name}")
+    """Remove a run's checkpoints, if there are any: its result is in a bundle. Warns if they cannot be removed."""
+    try:
+        filesystem, root = fs.FileSystem.from_uri(storage(settings))
+        filesystem.delete_dir(f"{root}/{name}")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        logger.warning("%s/%s: its checkpoints stay; remove them by hand: %s", storage(settings), name, error)
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ tried; the same search started again goes on from that note, each unfinished tri
 """
 
 import copy
+import fcntl
 import logging
 import os
 import re
@@ -12,7 +13,8 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +101,11 @@ class Search:
 def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Trial]:
     """All trials of the search, which is begun, continued, or only read when it had ended."""
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(NOTED_EVERY_S))
-    path, at_once = folder / search.name, min(cores, search.params.concurrency)
+    path, at_once = folder / search.name, search.params.concurrency
+    if not os.environ.get("RAY_ADDRESS"):  # a cluster has CPUs of its own, for which Ray waits
+        at_once = min(cores, at_once)
     trainable = tune.with_resources(_trial, {"CPU": 1})
-    with cluster(at_once):
+    with alone(path), cluster(at_once):
         if put_back(path):
             fill_gaps(path)
             tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True)
@@ -116,6 +120,21 @@ def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Tr
             f"Mend the cause and type the same command to go on; {path} keeps what was tried."
         )
     return told
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """The search in `path` is this process's inside. Raises `WTFlowError` while it is another one's."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise WTFlowError(
+                f"search {path.name} is under way in another process. Wait for its end, or stop it; then the same "
+                "command goes on."
+            ) from None
+        yield
 
 
 def put_back(path: Path) -> bool:

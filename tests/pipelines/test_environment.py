@@ -24,6 +24,8 @@ from wtflow.errors import WTFlowError
         (RunSettings, "WTFLOW_USE_GPU", "perhaps"),
         (RunSettings, "WTFLOW_CHECKPOINT_S", "-1"),
         (RunSettings, "WTFLOW_CHECKPOINT_S", "nan"),
+        (RunSettings, "WTFLOW_STORAGE", "gs://bucket/train"),
+        (RunSettings, "WTFLOW_STORAGE", "checkpoints"),
         (S3Settings, "WTFLOW_S3_TIMEOUT", "0"),
         (S3Settings, "WTFLOW_S3_ATTEMPTS", "many"),
     ],

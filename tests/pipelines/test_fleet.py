@@ -5,17 +5,23 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 
 import mlflow
 import pytest
 import yaml
 
 from pipelines import fleet
-from pipelines.adapters import ray_fleet, tracking
+from pipelines.adapters import dvc_lock, ray_fleet, tracking
 from pipelines.environment import RunSettings
-from tests.e2e.project import Project
+from pipelines.lines import line_params
+from pipelines.train import code_digests, features_folder, run_name
+from tests.e2e.project import ROOT, Project
 from tests.pipelines.fleets import digest, make_fleet
+from tests.pipelines.searches import write_project
+from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
+from wtflow.training import TrainParams
 
 FLEET = [sys.executable, "-m", "pipelines.fleet", "--cpus", "2"]
 LINES = ("line-0", "line-1", "line-2")
@@ -92,6 +98,30 @@ def test_what_is_trained_is_noted_when_the_fleet_is_cut_off(monkeypatch: pytest.
     with pytest.raises(KeyboardInterrupt):
         train_with(monkeypatch, lock, KeyboardInterrupt())
     assert lock.noted == list(LINES[:2])
+
+
+def test_a_line_that_params_yaml_lost_meanwhile_costs_no_other_its_note(
+    monkeypatch: pytest.MonkeyPatch, tiny_features: Path, tmp_path: Path
+) -> None:
+    write_project(tiny_features, tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    for package in ("pipelines", "wtflow"):
+        (tmp_path / package).symlink_to(ROOT / package)
+    monkeypatch.chdir(tmp_path)
+    shards, params = FeatureShards.open(features_folder("tiny")), line_params("tiny", "train", TrainParams)
+    noted = list[str]()
+    monkeypatch.setattr(dvc_lock, "commit", noted.extend)
+    run = run_name("tiny", params, shards, code_digests())
+    assert "no line 'gone'" in fleet.commit({"gone": "a run", "tiny": run})["gone"]
+    assert noted == ["train@tiny"]
+
+
+def test_a_line_that_is_named_twice_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[list[str]]()
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(fleet, "stale_lines", lambda lines: asked.append(lines) or ([], {}))
+    fleet.main(["solar-mono", "solar-mono"], 1)
+    assert asked == [["solar-mono"]]
 
 
 @pytest.mark.slow

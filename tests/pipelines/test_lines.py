@@ -27,6 +27,11 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
         (f"lines: {{17: {EMPTY}}}\n", r"Put it in quotes: '17'"),
         (f"lines: {{Tile B: {EMPTY}}}\n", "lines.Tile B: a line's name is 1 to 50 lower-case letters"),
         ("lines: {a: {train: {}}}\n", "lines.a: needs exactly the sections prepare, extract"),
+        (f"lines: {{true: {EMPTY}}}\n", "lines.True: a line's name is 1 to 50 lower-case letters"),
+        (f"lines: {{a: {EMPTY.replace('train: {}', 'train: 5')}}}\n", "lines.a.train holds 5, not settings"),
+        (f"lines: {{a: {EMPTY}}}\ntrain: [epochs]\n", "train holds ['epochs'], not settings"),
+        (f"lines: {{a: {EMPTY}}}\nfetch: 5\n", "fetch holds 5, not settings"),
+        ('prepare: {group_pattern: "(part\\d+)_"}\n', "A backslash belongs in single quotes: '(part\\d+)_'"),
         ("lines: {}\n", "needs a section `lines`"),
         ("lines: [", "not valid YAML"),
     ],
@@ -37,3 +42,10 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
         read_params(path)
     assert str(raised.value).startswith(str(path))
     assert said in str(raised.value)
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes("lines: {}  # Maße\n".encode("latin-1"))
+    with pytest.raises(WTFlowError, match=r"params\.yaml: not UTF-8 .* at byte 15\)\. Save it as UTF-8"):
+        read_params(path)

@@ -1,7 +1,11 @@
 import zipfile
 from pathlib import Path
 
-from pipelines.adapters.ray_tune import Note, fill_gaps, put_back
+import pytest
+
+from pipelines.adapters.ray_tune import Note, alone, fill_gaps, put_back
+from pipelines.search_report import _cause
+from wtflow.errors import WTFlowError
 
 
 def checkpoint(folder: Path, content: str) -> None:
@@ -42,3 +46,20 @@ def test_the_noted_state_replaces_what_a_killed_driver_left(tmp_path: Path) -> N
         "spent.json": "half",
     }
     assert (tmp_path / "first/checkpoint_000000").exists()
+
+
+def test_a_search_is_one_process_s_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "tune/tiny-0"
+    second = pytest.raises(WTFlowError, match="search tiny-0 is under way in another process")
+    with alone(path), second, alone(path):
+        pass
+    with alone(path):
+        pass
+
+
+@pytest.mark.parametrize(
+    "failure",
+    ["a score is not finite\nat epoch 3", "\x1b[36mray::Trial.restore()\x1b[39m\n  File x\na score is not finite"],
+)
+def test_the_table_says_why_a_trial_failed(failure: str) -> None:
+    assert _cause(failure) == "a score is not finite"

@@ -199,6 +199,19 @@ def test_a_mistake_says_what_there_is(tmp_path: Path) -> None:
             reproduce.main(*arguments, Stages())
 
 
+def test_two_categories_of_one_name_and_one_without_are_refused(tmp_path: Path) -> None:
+    for name, message in (("metal-nut", "would both be the line metal-nut"), ("___", "gives no name of a line")):
+        root = tree(tmp_path / name, "mvtec_ad", "metal_nut", name)
+        with pytest.raises(WTFlowError, match=message):
+            reproduce.main("mvtec_ad", root, "paper", Stages())
+
+
+def test_a_preset_is_read_from_where_it_lies(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("lines: {}")
+    (tmp_path / "mine.yaml").write_text("train: {learning_rate: 1e-3}")
+    assert reproduce.preset_of(str(tmp_path / "mine.yaml")) == ({"train": {"learning_rate": 0.001}}, "mine")
+
+
 @pytest.mark.slow
 def test_a_miniature_data_set_from_its_folder_to_the_table(tmp_path: Path) -> None:
     """With random weights, killed in the midst, and gone on with."""

@@ -4,6 +4,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from pipelines.adapters import ray_train
 from pipelines.adapters.ray_fleet import fit_here
 from pipelines.environment import RunSettings
 from pipelines.lines import line_params
@@ -123,3 +124,19 @@ def test_a_field_that_cannot_be_kept_costs_no_bundle(place: Path, caplog: pytest
     assert load_bundle(place / "models/tiny").digest == done.digest
     assert "not kept" in caplog.text
     assert not trained(settled(), fit).was_kept
+
+
+def test_checkpoints_that_a_kill_left_are_removed_with_the_kept_field(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Trainer()
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(ray_train, "forget", interrupted)
+        trained(settled(), fit)
+    assert len(list((place / ".wtflow/train").iterdir())) == 1
+    assert trained(settled(), fit).was_kept
+    assert list((place / ".wtflow/train").iterdir()) == []
+
+
+def interrupted(*_: object) -> NoReturn:
+    raise KeyboardInterrupt

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 
+from pipelines import tune
 from pipelines.lines import line_params
 from tests.guards.closure import ROOT
 from tests.pipelines.searches import write_project
@@ -138,3 +139,15 @@ def _check_runs(project: Path) -> None:
 def test_help_shows_examples() -> None:
     done = subprocess.run([*COMMAND[:-1], "--help"], capture_output=True, text=True, cwd=ROOT, check=True)
     assert "python -m pipelines.tune solar-mono --apply" in done.stdout
+
+
+def test_a_line_whose_sections_are_left_empty_ends_with_its_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings["lines"] = {"tiny": dict.fromkeys(settings["lines"]["solar-mono"])}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.chdir(tmp_path)
+    tune._conclude("tiny", {"epochs": 7}, True, tmp_path)
+    assert "lines.tiny.train of params.yaml now has epochs: 7" in capsys.readouterr().out
+    assert line_params("tiny", "train", TrainParams).epochs == 7
