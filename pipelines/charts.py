@@ -29,6 +29,9 @@ STYLE = {
     "legend.frameon": False,
 }
 BINS = 48
+HEIGHT = 4.35
+"""Inches, of a histogram of several labels and of the ROC curve beside it. Their widths are 3 : 2, as the report's
+columns."""
 HEAVY_TAIL = 8.0  # largest score over median score from which on a logarithmic axis shows more
 
 
@@ -40,7 +43,7 @@ def histogram(scores: Mapping[str, NDArray[np.float64]], threshold: float) -> by
     low, high = everything.min(), max(everything.max(), np.nextafter(everything.min(), np.inf))
     edges = (np.geomspace if logarithmic else np.linspace)(low, high, BINS + 1)
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(6.2, 0.6 + 1.25 * len(shown)), layout="constrained")
+        figure = Figure(figsize=(6.3, HEIGHT if len(shown) > 1 else 1.85), layout="constrained")
         panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
         for panel, (label, values) in zip(panels, shown.items(), strict=True):
             _histogram_panel(panel, label, values, edges, threshold)
@@ -67,7 +70,7 @@ def roc_curve(
     """TPR over FPR, with `point` = (FPR, TPR) at the threshold in use and the FPR that was asked for."""
     fpr, tpr = roc(normal, anomalous)
     with matplotlib.style.context(["default", STYLE]):
-        figure = Figure(figsize=(4.3, 4.3), layout="constrained")
+        figure = Figure(figsize=(4.2, HEIGHT), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
         axes.axvline(

@@ -1,10 +1,11 @@
 """Two bundles on one test set: what may be compared, and how the older one scores on today's images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.evaluation import read_raw, score
+from pipelines.evaluation import BATCH, DECIMALS, read_raw
 from wtflow.artefact import digest_of
 from wtflow.bundle import Bundle
 from wtflow.data.images import decode
@@ -17,14 +18,22 @@ def test_set_digest(shards: FeatureShards) -> str:
     return digest_of(shards.index.select(["image_id", "label"]).to_pylist())
 
 
-def image_auroc(bundle: Bundle, shards: FeatureShards, raw: Path) -> float | None:
-    """Image AUROC of `bundle` on the images of `shards`: from the features if they are its own, else from `raw`."""
+def image_auroc(bundle: Bundle, shards: FeatureShards, raw: Path, rows: Sequence[int] | None = None) -> float | None:
+    """Image AUROC of `bundle` on `rows` of `shards`, or on all: from the features if they are its own, else from the
+    photographs in `raw`. Rounded as metrics are; None without normal or without anomalous images."""
+    rows = range(len(shards)) if rows is None else rows
     detector = bundle.detector()
     if detector.backbone.digest == shards.header["backbone_digest"]:
-        scores = [(image.label, image.verdict.score) for image in score(detector, shards)]
+        batches = shards.batches(list(rows), BATCH)
+        verdicts = [verdict for levels in batches for verdict in detector.verdicts_of_features(levels)]
     else:
-        rows = shards.index.select(["path", "label"]).to_pylist()
-        pictures = ((row["label"], decode(read_raw(raw / row["path"]), detector.limits)) for row in rows)
-        scores = [(label, detector.verdicts([picture])[0].score) for label, picture in pictures]
-    normal, anomalous = (np.array([s for label, s in scores if label == wanted]) for wanted in ("normal", "anomalous"))
-    return auroc(normal, anomalous)
+        paths = shards.index["path"].take(list(rows)).to_pylist()
+        pictures = (decode(read_raw(raw / path), detector.limits) for path in paths)
+        verdicts = [detector.verdicts([picture])[0] for picture in pictures]
+    labels = shards.index["label"].take(list(rows)).to_pylist()
+    normal, anomalous = (
+        np.array([verdict.score for label, verdict in zip(labels, verdicts, strict=True) if label == wanted])
+        for wanted in ("normal", "anomalous")
+    )
+    found = auroc(normal, anomalous)
+    return None if found is None else round(found, DECIMALS)

@@ -4,9 +4,9 @@ models/<line>/ + data/features/<line>/test/ + data/raw/<line>/
 -> metrics/<line>.json, evaluations/<line>/per_image.parquet, reports/<line>/index.html
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from pipelines import stage
 from pipelines.environment import RunSettings
-from pipelines.evaluation import ScoredImage, evaluate
+from pipelines.evaluation import Evaluation, ScoredImage, evaluate
 from pipelines.lines import line_params
 from pipelines.report import figure, percent, report
 from wtflow.artefact import replacing, write_json
@@ -61,6 +61,16 @@ def main(line: str) -> None:
     with replacing(Path("reports") / line / "index.html") as draft:
         draft.write_text(page, encoding="utf-8")
     write_json(Path("metrics") / f"{line}.json", metrics)
+    Console().print(
+        f"evaluate {line}: {_told(evaluation, metrics)} See reports/{line}/index.html",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _told(evaluation: Evaluation, metrics: Mapping[str, Any]) -> str:
+    """What was found, in a sentence or two; in rich's markup."""
+    chance = evaluation.at_chance()
     found = (
         f"image AUROC {figure(metrics['image_auroc'])} on {metrics['n_test_normal']} normal "
         f"and {metrics['n_test_anomalous']} anomalous images; {percent(metrics['tpr'])} found at "
@@ -69,11 +79,12 @@ def main(line: str) -> None:
         else f"{percent(metrics['fpr'])} false alarms on {metrics['n_test_normal']} normal images; there is no "
         "anomalous one, so what it finds is not known."
     )
-    Console().print(
-        f"evaluate {line}: {found} See reports/{line}/index.html",
-        highlight=False,
-        soft_wrap=True,
-    )
+    if chance:
+        found += (
+            f" [bold red]No better than chance, as far as these images tell: the 95 % interval of image AUROC is "
+            f"{figure(chance.low)} to {figure(chance.high)}, and 0.5 is chance.[/]"
+        )
+    return found
 
 
 def write_per_image(path: Path, images: Sequence[ScoredImage]) -> None:

@@ -37,6 +37,8 @@ from wtflow.scoring.metrics import (
 
 BATCH = 32
 DECIMALS = 6
+CHANCE = 0.5
+"""Image AUROC of scores that know nothing."""
 WHOLE = Saturation(1.0, relative=True)
 
 
@@ -114,6 +116,12 @@ class Evaluation:
             for images in labels
         )
         return bootstrap(auroc, normal, anomalous)
+
+    def at_chance(self) -> Interval | None:
+        """The interval of image AUROC if 0.5 is in it or above it: as far as these images tell, scores part normal from
+        anomalous no better than chance. None if they do better, and where there is no AUROC."""
+        interval = self.auroc_interval()
+        return interval if interval and interval.low <= CHANCE else None
 
     def metrics(self) -> dict[str, Any]:
         """The headline figures, as metrics/<line>.json holds them. Undefined ones are None."""

@@ -17,6 +17,8 @@ from wtflow.errors import DigestError
 from wtflow.scoring.anomaly_map import heatmap, overlay
 
 LONGEST_SIDE = 320
+FLAT = 1.75
+"""Width over height from which photograph and heat map stand one above the other: side by side they would be tiny."""
 OUTLINE = (60, 255, 120)  # a hue that the heat map does not use
 
 
@@ -29,6 +31,8 @@ class Card:
     image: ScoredImage
     outlined: bool
     """The heat map bears the outline of the marked defect."""
+    flat: bool
+    """Far wider than high."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,13 @@ def card(evaluation: Evaluation, image: ScoredImage, raw: Path) -> Card:
     heat = overlay(photograph, image.verdict.anomaly_map, evaluation.bundle.calibration.pixel_threshold)
     if image.mask_path:
         heat = outlined(heat, read_mask(raw / image.mask_path, (heat.height, heat.width), limits))
-    return Card(jpeg_uri(photograph), jpeg_uri(heat), image, outlined=image.mask_path is not None)
+    flat = photograph.width >= FLAT * photograph.height
+    return Card(jpeg_uri(photograph), jpeg_uri(heat), image, image.mask_path is not None, flat)
 
 
 def outlined(picture: Image.Image, mask_YX: np.ndarray) -> Image.Image:
-    """`picture` with a line of two pixels along the border of the mask."""
-    border_YX = ndimage.binary_dilation(mask_YX) & ~ndimage.binary_erosion(mask_YX, border_value=1)
+    """`picture` with a line of one pixel around the mask: what the mask covers, however thin, stays to be seen."""
+    border_YX = ndimage.binary_dilation(mask_YX) & ~mask_YX
     pixels_YX3 = np.array(picture)
     pixels_YX3[border_YX] = OUTLINE
     return Image.fromarray(pixels_YX3)
@@ -102,7 +107,7 @@ def colour_scale(pixel_threshold: float) -> str:
 def jpeg_uri(picture: Image.Image) -> str:
     """A picture as it can stand in an `img` tag."""
     buffer = BytesIO()
-    picture.save(buffer, format="JPEG", quality=90)
+    picture.save(buffer, format="JPEG", quality=90, subsampling=0)  # of a thin line the colour stays
     return data_uri("image/jpeg", buffer.getvalue())
 
 

@@ -3,21 +3,37 @@
 data/raw/<line>/ -> data/prepared/<line>/{manifest,rejected,findings}.parquet, and tables of counts
 """
 
+import math
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+from pydantic import ConfigDict
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pipelines.environment import RunSettings, progress
+from pipelines.false_alarms import holds, images_needed
 from pipelines.lines import line_params
 from pipelines.stage import run
-from wtflow.data.manifest import PrepareParams, write_findings, write_rejected
+from wtflow.data.manifest import PrepareParams, cut_from_train, split_of, write_findings, write_rejected
 from wtflow.data.prepare import Prepared, prepare
+from wtflow.errors import WTFlowError
+from wtflow.params import Section
+from wtflow.scoring.calibration import CalibrationParams
 
 LABELS = ("normal", "anomalous", "uncertain")
+
+
+class AskedOfTrain(Section):
+    """What of `train` says how many calibration images it needs. For display alone: nothing that this stage writes
+    depends on it, so dvc.yaml does not name it among the params."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    calibration: CalibrationParams
 
 
 def main(line: str) -> None:
@@ -29,6 +45,8 @@ def main(line: str) -> None:
     write_rejected(prepared.rejected, folder / "rejected.parquet")
     write_findings(prepared.findings, folder / "findings.parquet")
     Console().print(*_tables(prepared), sep="\n")
+    if warning := _too_few_to_calibrate(prepared, params):
+        Console().print(Text(warning, style="bold red"), soft_wrap=True)
 
 
 def _prepare_with_bar(raw: Path, line: str, params: PrepareParams) -> Prepared:
@@ -36,6 +54,55 @@ def _prepare_with_bar(raw: Path, line: str, params: PrepareParams) -> Prepared:
         task = bar.task_ids[0]
         looks = RunSettings().work / "looks" / line
         return prepare(raw, line, params, lambda done, total: bar.update(task, completed=done, total=total), looks)
+
+
+def _too_few_to_calibrate(prepared: Prepared, params: PrepareParams) -> str | None:
+    """That training will stop for want of calibration images, and the remedies; None if it has enough."""
+    line, rate = prepared.manifest.line, _asked_rate(prepared.manifest.line)
+    counts = Counter(row["split"] for row in _normals(prepared))
+    images = counts["calibrate"]
+    if rate is None or holds(images, rate):
+        return None
+    remedy = f"Bring more normal images ({images + counts['train']} are outside test)"
+    if found := enough_to_calibrate(prepared, params, rate):
+        fraction, then = found
+        remedy = (
+            f"Raise prepare.calibrate_fraction to {fraction:g}, which leaves {then['calibrate']} to calibrate "
+            f"and {then['train']} to train"
+        )
+    return (
+        f"{line}: training will stop: there are {images} of the {images_needed(rate)} calibration images that a rate "
+        f"of {100 * rate:g} % needs. {remedy}, or ask for a higher rate (train.calibration.target_fpr)."
+    )
+
+
+def _asked_rate(line: str) -> float | None:
+    """The false-alarm rate that `train` will be asked for; None if its section is wrong, which `train` will say."""
+    try:
+        return line_params(line, "train", AskedOfTrain).calibration.target_fpr
+    except WTFlowError:
+        return None
+
+
+def enough_to_calibrate(prepared: Prepared, params: PrepareParams, rate: float) -> tuple[float, Counter[str]] | None:
+    """The least `calibrate_fraction`, to 0.01, whose calibration images hold `rate`, and the normals a split then.
+
+    None if none leaves an image to train, and where the data set itself says which images calibrate.
+    """
+    normals = _normals(prepared)
+    for draw, rows in ((split_of, normals), (cut_from_train, [row for row in normals if row["split"] != "test"])):
+        if any(draw(row["group"], params) != row["split"] for row in rows):
+            continue
+        for percent in range(int(100 * params.calibrate_fraction), math.ceil(100 * (1 - params.test_fraction))):
+            tried = params.model_copy(update={"calibrate_fraction": percent / 100})
+            counts = Counter(draw(row["group"], tried) for row in rows)
+            if counts["train"] and holds(counts["calibrate"], rate):
+                return percent / 100, Counter(counts)
+    return None
+
+
+def _normals(prepared: Prepared) -> list[dict[str, Any]]:
+    return [row for row in prepared.manifest.rows() if row["label"] == "normal"]
 
 
 def _tables(prepared: Prepared) -> list[Table]:

@@ -5,6 +5,8 @@ registry/<line>.json says what was registered
 """
 
 import json
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,12 +20,16 @@ from pipelines.lines import line_params
 from pipelines.stage import run
 from wtflow.artefact import read_json, write_json
 from wtflow.bundle import load_bundle
+from wtflow.data.manifest import Manifest
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
 from wtflow.params import Section
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+FEWEST_NORMALS = 10
+"""Of a test set, that a champion has to be compared on."""
 
 
 class RegisterParams(Section):
@@ -43,7 +49,7 @@ def main(line: str) -> None:
         raise WTFlowError(
             f"metrics/{line}.json is of another bundle than models/{line}. Type: dvc repro evaluate@{line}"
         )
-    shards = FeatureShards.open(Path(f"data/features/{line}/test"))
+    shards, manifest = FeatureShards.open(Path(f"data/features/{line}/test")), _manifest(line)
     tags = {
         "bundle_digest": bundle.digest,
         "git_commit": str(bundle.provenance["git_commit"]),
@@ -55,54 +61,110 @@ def main(line: str) -> None:
     with tracking() as (client, experiment):
         challenger = models.version_of(client, line, bundle.digest)
         if challenger is None:
-            number = models.add_version(client, experiment, bundle, metrics, Path(f"reports/{line}/index.html"), tags)
+            trained_on = [row["image_id"] for row in manifest.rows("train")]
+            report = Path(f"reports/{line}/index.html")
+            number = models.add_version(client, experiment, bundle, metrics, report, tags, trained_on)
             challenger = models.registered(client, line, number)
         name = models.model_name(line)
         client.set_registered_model_alias(name, models.CHALLENGER, str(challenger.version))
-        verdict = promote(client, line, challenger, shards, params.margin)
+        verdict = promote(client, line, challenger, Trial(shards, manifest), params.margin)
     write_json(Path(f"registry/{line}.json"), {"model": name, "bundle_digest": bundle.digest})
-    Console().print(f"register {line}: {name} version {challenger.version}, {verdict}", highlight=False)
+    said = f"register {line}: {name} version {challenger.version}, {verdict}"
+    Console().print(said, highlight=False, markup=False, soft_wrap=True)
 
 
-def promote(
-    client: "MlflowClient", line: str, challenger: models.Registered, shards: FeatureShards, margin: float
-) -> str:
+@dataclass(frozen=True)
+class Trial:
+    """What a challenger and a champion are compared on."""
+
+    shards: FeatureShards
+    """Of the test split."""
+    manifest: Manifest
+    """Of all images of the line as they are split now."""
+
+    def unseen_by(self, trained_on: Collection[str]) -> list[int]:
+        """Rows of the test split without the normal images of parts that a model was trained on."""
+        known = set(trained_on)
+        rows = self.manifest.table.select(["image_id", "group"]).to_pylist()
+        groups = {row["group"] for row in rows if row["image_id"] in known}
+        images = self.shards.index.select(["label", "group"]).to_pylist()
+        return [row for row, image in enumerate(images) if image["label"] != "normal" or image["group"] not in groups]
+
+
+@dataclass(frozen=True)
+class Match:
+    """Image AUROC of a champion and a challenger on the same images."""
+
+    champion: float
+    challenger: float
+    left_out: int = 0
+    """Images of the challenger's test set that are not among these."""
+
+
+def promote(client: "MlflowClient", line: str, challenger: models.Registered, trial: Trial, margin: float) -> str:
     """Move the alias `champion` if the challenger earns it; says what was decided and why."""
     number = models.aliases(client, line).get(models.CHAMPION)
     if number == challenger.version:
         return "already champion"
     best = models.best_champion(client, line, challenger.test_set)
     if number is not None:
-        champion = _auroc_of_champion(client, line, number, challenger.test_set, shards)
-        if champion is None or challenger.image_auroc is None:
+        try:
+            match = _match(client, line, number, challenger, trial)
+        except WTFlowError as error:
             return (
-                f"challenger: the test set has no anomalous images to compare by, so version {number} stays champion "
-                "and is served. To change that, type:\n"
+                f"challenger: {error}, so version {number} stays champion. To change that, type:\n"
                 f"python -c \"import mlflow; mlflow.MlflowClient('{tracking_uri()}').set_registered_model_alias("
                 f"'{models.model_name(line)}', '{models.CHAMPION}', {challenger.version})\""
             )
-        best = champion if best is None else max(best, champion)
-        if challenger.image_auroc < best - margin:
+        if match.left_out and match.challenger < match.champion - margin:
+            return (
+                f"challenger: image AUROC {match.challenger:.4f} is more than {margin} below {match.champion:.4f}, "
+                f"that of version {number}, which stays. Both without the {match.left_out} normal test images of "
+                f"parts that version {number} was trained on"
+            )
+        if not match.left_out:
+            best = match.champion if best is None else max(best, match.champion)
+        if best is not None and challenger.image_auroc is not None and challenger.image_auroc < best - margin:
             return (
                 f"challenger: image AUROC {challenger.image_auroc:.4f} is more than {margin} below {best:.4f}, the "
-                f"best that a champion had on this test set, so version {number} stays (now at {champion:.4f})"
+                f"best that a champion had on this test set, so version {number} stays (now at {match.champion:.4f})"
             )
     if models.aliases(client, line).get(models.CHAMPION) != number:  # another process was faster
-        return promote(client, line, challenger, shards, margin)
+        return promote(client, line, challenger, trial, margin)
     models.crown(client, line, challenger, best)
     return "champion" if number is None else f"champion in place of version {number}"
 
 
-def _auroc_of_champion(
-    client: "MlflowClient", line: str, number: int, test_set: str, shards: FeatureShards
-) -> float | None:
-    """Of the champion on the challenger's test set: as recorded when it is the same set, else measured now."""
-    champion = models.registered(client, line, number)
-    if champion.test_set == test_set:
-        return champion.image_auroc
-    folder, bundle = models.load_version(line, number)
-    with folder:
-        return image_auroc(bundle, shards, Path(f"data/raw/{line}"))
+def _match(client: "MlflowClient", line: str, number: int, challenger: models.Registered, trial: Trial) -> Match:
+    """The champion, version `number`, against the challenger: as recorded when they have the same test set, else
+    measured now, without what the champion was trained on. Raises `WTFlowError` if they cannot be compared."""
+    champion, raw = models.registered(client, line, number), Path(f"data/raw/{line}")
+    if champion.test_set == challenger.test_set:
+        return _found(champion.image_auroc, challenger.image_auroc, 0)
+    rows = trial.unseen_by(models.trained_on(client, line, number))
+    left_out = len(trial.shards) - len(rows)
+    with models.opened(line, number) as bundle:
+        auroc = image_auroc(bundle, trial.shards, raw, rows)
+    if not left_out:
+        return _found(auroc, challenger.image_auroc, 0)
+    normals = len(rows) - len(trial.shards.rows(label="anomalous"))
+    if normals < FEWEST_NORMALS:
+        raise WTFlowError(
+            f"the test set has {normals} normal images of parts that version {number} was not trained on, and "
+            f"{FEWEST_NORMALS} are needed to compare by"
+        )
+    with models.opened(line, challenger.version) as bundle:
+        return _found(auroc, image_auroc(bundle, trial.shards, raw, rows), left_out)
+
+
+def _found(champion: float | None, challenger: float | None, left_out: int) -> Match:
+    if champion is None or challenger is None:
+        raise WTFlowError("the test set has no anomalous images to compare by")
+    return Match(champion, challenger, left_out)
+
+
+def _manifest(line: str) -> Manifest:
+    return Manifest.read(Path(f"data/prepared/{line}/manifest.parquet"))
 
 
 def _sample(line: str, shards: FeatureShards) -> Path:

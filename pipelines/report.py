@@ -1,6 +1,6 @@
 """The evaluation report of a line: one HTML file with its pictures inside, to be read offline or mailed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jinja2
@@ -8,6 +8,7 @@ from scipy import stats
 
 from pipelines.charts import histogram, roc_curve
 from pipelines.evaluation import Evaluation
+from pipelines.false_alarms import holds, images_needed
 from pipelines.gallery import colour_scale, data_uri, galleries
 from wtflow.scoring.bootstrap import Interval, clopper_pearson
 from wtflow.scoring.calibration import Calibration, conformal_rank
@@ -16,6 +17,8 @@ from wtflow.scoring.metrics import auroc
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 LABELS = ("normal", "anomalous", "uncertain")
 CONFIDENCE = 0.95
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+"""False-alarm rates to compare with the one in use."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,35 @@ class Count:
     def share(self) -> float | None:
         """Flagged over all; None if there are none."""
         return self.flagged / self.images if self.images else None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What another false-alarm rate would do to the test images."""
+
+    target_fpr: float
+    needed: int
+    """Calibration images that it needs."""
+    normal: Count | None
+    """None, as `anomalous`, if the calibration images at hand cannot hold the rate."""
+    anomalous: Count | None
+
+
+def rates(evaluation: Evaluation) -> list[Rate]:
+    """`RATES` and the one in use, ascending. A rate flags the images whose p-value is not above it."""
+    calibration = evaluation.bundle.calibration
+    found = []
+    for rate in sorted({*RATES, calibration.target_fpr}):
+        counts: list[Count | None] = [None, None]
+        if holds(len(calibration.scores), rate):
+            threshold = replace(calibration, target_fpr=rate).threshold
+            counts = [
+                Count(label, len(scores), int((scores > threshold).sum()))
+                for label in ("normal", "anomalous")
+                for scores in (evaluation.scores(label),)
+            ]
+        found.append(Rate(rate, images_needed(rate), *counts))
+    return found
 
 
 def expected_fpr(calibration: Calibration, images: int) -> Interval | None:
@@ -55,7 +87,7 @@ def report(evaluation: Evaluation, raw: Path, gallery_size: int) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=percent, figure=figure)
+    environment.filters.update(percent=percent, figure=figure, counted=counted)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     counts = {label: count(evaluation, label) for label in LABELS}
     return template.render(
@@ -66,6 +98,8 @@ def report(evaluation: Evaluation, raw: Path, gallery_size: int) -> str:
         fpr_interval=clopper_pearson(counts["normal"].flagged, counts["normal"].images),
         tpr_interval=clopper_pearson(counts["anomalous"].flagged, counts["anomalous"].images),
         auroc_interval=evaluation.auroc_interval(),
+        at_chance=evaluation.at_chance(),
+        rates=rates(evaluation),
         groups=len({image.group for image in evaluation.images if image.label != "uncertain"}),
         defects=defects(evaluation),
         histogram=histogram_uri(evaluation),
@@ -112,6 +146,11 @@ def roc_uri(evaluation: Evaluation) -> str | None:
 def percent(share: float | None) -> str:
     """0.0523 -> 5.2 %; a dash for None."""
     return "–" if share is None else f"{share:.1%}".replace("%", "\N{NO-BREAK SPACE}%")
+
+
+def counted(count: Count | None) -> str:
+    """4 of 136, 2.9 %; a dash for None, or if there are no images."""
+    return f"{count.flagged} of {count.images}, {percent(count.share)}" if count and count.images else "–"
 
 
 def figure(value: float | None, digits: int = 3) -> str:

@@ -3,7 +3,8 @@
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from pipelines.adapters.tracking import find_run, flat
 from wtflow.bundle import Bundle, load_bundle
+from wtflow.errors import WTFlowError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+TRAINED_ON = "trained_on.json"
 REQUIREMENTS = (
     "torch",
     "torchvision",
@@ -105,8 +108,10 @@ def add_version(
     metrics: Mapping[str, float | int | str | None],
     report: Path,
     tags: Mapping[str, str],
+    trained_on: Sequence[str],
 ) -> int:
-    """Log the run (settings, metrics, report, bundle) and register a version with `tags`; returns its number."""
+    """Log the run (settings, metrics, report, bundle, the images it was trained on) and register a version with `tags`;
+    returns its number."""
     import mlflow
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -123,6 +128,7 @@ def add_version(
         )
         mlflow.log_metrics({key: float(value) for key, value in metrics.items() if isinstance(value, int | float)})
         mlflow.log_artifact(str(report), "report")
+        mlflow.log_dict({"image_id": list(trained_on)}, TRAINED_ON)
         outputs = {"score": DataType.double, "p_value": DataType.double, "threshold": DataType.double}
         model = mlflow.pyfunc.log_model(
             name="model",
@@ -142,10 +148,32 @@ def add_version(
     return int(added.version)
 
 
-def load_version(line: str, number: int) -> tuple[tempfile.TemporaryDirectory[str], Bundle]:
-    """Download a version and open its bundle; keep the folder as long as the bundle is used."""
+def trained_on(client: "MlflowClient", line: str, number: int) -> list[str]:
+    """The image_ids that a version was trained on. Raises `WTFlowError` if it does not say."""
     import mlflow
+    from mlflow.exceptions import MlflowException
 
-    folder = tempfile.TemporaryDirectory(prefix="wtflow-")
-    root = Path(mlflow.artifacts.download_artifacts(f"models:/{model_name(line)}/{number}", dst_path=folder.name))
-    return folder, load_bundle(next(root.rglob("bundle.json")).parent)
+    run = client.get_model_version(model_name(line), str(number)).run_id
+    try:
+        return [str(image_id) for image_id in mlflow.artifacts.load_dict(f"runs:/{run}/{TRAINED_ON}")["image_id"]]
+    except (MlflowException, OSError, KeyError) as error:
+        raise WTFlowError(f"version {number} has another test set and does not say what it was trained on") from error
+
+
+@contextmanager
+def opened(line: str, number: int) -> Iterator[Bundle]:
+    """The bundle of a version, downloaded for as long as it is used. Raises `WTFlowError` where it is not whole."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory(prefix="wtflow-") as folder:
+        try:
+            root = Path(mlflow.artifacts.download_artifacts(f"models:/{model_name(line)}/{number}", dst_path=folder))
+            path = next((path.parent for path in root.rglob("bundle.json")), root)
+            bundle = load_bundle(path)
+        except (MlflowException, OSError) as error:
+            raise WTFlowError(f"the files of version {number} did not come ({error})") from error
+        except WTFlowError as error:
+            said = str(error).replace(f"{path}/", "")
+            raise WTFlowError(f"version {number} cannot be opened ({said})") from error
+        yield bundle

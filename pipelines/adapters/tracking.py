@@ -34,6 +34,7 @@ def tracking_uri() -> str:
 def tracking() -> Iterator[tuple["MlflowClient", str]]:
     """A client and the experiment's id. What goes wrong inside names the server and the remedy."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
     with _told():

@@ -135,6 +135,7 @@ def test_a_near_duplicate_in_another_split_is_reported_and_kept(tmp_path: Path) 
     (row,) = found.findings.to_pylist()
     assert (row["path"], row["line"], row["finding"]) == ("test/good/again.jpg", "alpha", "near_duplicate")
     assert "in test, nearly train/good/07.png in train (likeness 0.99" in row["detail"]
+    assert "several exposures or angles of a part are not: prepare.group_pattern" in row["detail"]
     assert by_path(found)["test/good/again.jpg"]["split"] == "test"
 
 

@@ -49,6 +49,13 @@ def test_only_labels_with_images_have_a_panel() -> None:
     assert drawn(histogram(SCORES | {"uncertain": np.array([0.5])}, 0.7), uncertain)
 
 
+def test_histogram_and_curve_are_as_high_in_columns_of_three_to_two() -> None:
+    curve = pixels(roc_curve(SCORES["normal"], SCORES["anomalous"], (0.1, 0.8), 0.05))
+    for uncertain in ([], [0.5]):
+        shown = pixels(histogram(SCORES | {"uncertain": np.array(uncertain)}, 0.7))
+        assert shown.shape[:2] == (curve.shape[0], curve.shape[1] * 3 // 2)
+
+
 def test_scores_that_cannot_be_binned_evenly() -> None:
     for scores in ([0.5, 0.5], [0.0, 1e6], [1e-3, 1e6], [-3.0, 2.0]):
         assert pixels(histogram({"normal": np.array(scores)}, 0.5)).std() > 0

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,38 @@ def test_a_second_run_writes_the_same_bytes_and_says_what_it_found(
     said = " ".join(capsys.readouterr().out.split())
     auroc = read_json(workspace / "metrics/tiny.json")["image_auroc"]
     assert said.startswith(f"evaluate tiny: image AUROC {auroc:.3f} on ")
+    assert said.endswith("See reports/tiny/index.html")
+
+
+def relabel(folder: Path, labels: Mapping[str, str]) -> None:
+    """Give the images of these ids another label in the features of the workspace."""
+    index = pq.read_table(folder / "index.parquet")
+    told = [labels[image_id] for image_id in index["image_id"].to_pylist()]
+    place = index.schema.get_field_index("label")
+    pq.write_table(index.set_column(place, index.schema.field(place), [told]), folder / "index.parquet")
+    header = read_json(folder / "index.json")
+    header["files"]["index.parquet"] = hashlib.sha256((folder / "index.parquet").read_bytes()).hexdigest()
+    write_json(folder / "index.json", header)
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize("at_chance", [True, False])
+def test_a_model_at_chance_is_called_so(
+    at_chance: bool, evaluated: Path, tiny_features: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels that go by the rank of the score: every other image is anomalous, or the upper half."""
+    rows = pq.read_table(evaluated / "evaluations/tiny/per_image.parquet").sort_by("score").to_pylist()
+    upper = [number % 2 if at_chance else number >= len(rows) // 2 for number in range(len(rows))]
+    labels = {row["image_id"]: "anomalous" if high else "normal" for row, high in zip(rows, upper, strict=True)}
+    Path("data/features/tiny").unlink()
+    shutil.copytree(tiny_features / "data/features/tiny/test", "data/features/tiny/test")
+    relabel(Path("data/features/tiny/test"), labels)
+    evaluate.main("tiny")
+    said = " ".join(capsys.readouterr().out.split())
+    page = " ".join(Path("reports/tiny/index.html").read_text(encoding="utf-8").split())
+    warning = "No better than chance, as far as these images tell: the 95 % interval of image AUROC is 0."
+    assert (warning in said) == at_chance
+    assert ("no better than chance, as far as these" in page) == at_chance
     assert said.endswith("See reports/tiny/index.html")
 
 

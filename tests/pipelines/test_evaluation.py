@@ -58,6 +58,18 @@ def test_the_interval_of_the_auroc_draws_groups(tmp_path: Path) -> None:
     assert alone.low < 0.825 < alone.high
     normal = [image for image in images if image.label == "normal"]
     assert evaluation_of(normal, tmp_path).auroc_interval() is None
+    assert evaluation_of(normal, tmp_path).at_chance() is None
+
+
+@pytest.mark.parametrize(("shift", "at_chance"), [(-0.6, True), (0.0, True), (0.1, True), (0.9, False)])
+def test_chance_is_told_where_the_interval_reaches_it(shift: float, at_chance: bool, tmp_path: Path) -> None:
+    images = [
+        scored_image(tmp_path, f"{label}/{number}.png", label, number / 10 + shift * (label == "anomalous"))
+        for label in ("normal", "anomalous")
+        for number in range(1, 13)
+    ]
+    evaluation = evaluation_of(images, tmp_path)
+    assert evaluation.at_chance() == (evaluation.auroc_interval() if at_chance else None)
 
 
 def test_uncertain_images_change_no_headline_figure(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from pipelines.gallery import OUTLINE, colour_scale, galleries, outlined
+from pipelines.report import report
 from tests.pipelines.evaluations import evaluation_of, photograph, scored_image, scored_images
 from wtflow.artefact import sha256_bytes
 from wtflow.errors import DigestError, WTFlowError
@@ -79,9 +80,18 @@ def test_the_outline_follows_the_border_of_the_mask() -> None:
     mask[5:15, 5:15] = True
     drawn = (np.asarray(outlined(Image.new("RGB", (20, 20)), mask)) == OUTLINE).all(axis=2)
     assert drawn[4, 8]
-    assert drawn[5, 8]
-    assert not drawn[6:14, 6:14].any()
+    assert not drawn[5:15, 5:15].any()  # what is marked stays to be seen
     assert not drawn[:4].any()
+
+
+def test_pictures_far_wider_than_high_stand_one_above_the_other(tmp_path: Path) -> None:
+    one = scored_image(tmp_path, "one.png", "normal", 0.3)
+    for width, flat in ((174, False), (176, True), (40, False)):
+        data = photograph(7, width, height=100)
+        (tmp_path / "one.png").write_bytes(data)
+        evaluation = evaluation_of([replace(one, image_id=sha256_bytes(data))], tmp_path)
+        assert galleries(evaluation, tmp_path, 1)[0].cards[0].flat == flat
+        assert ('<div class="pair flat">' in report(evaluation, tmp_path, 1)) == flat
 
 
 def test_a_missing_photograph_is_named_with_the_remedy(tmp_path: Path) -> None:

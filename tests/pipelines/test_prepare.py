@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipelines import fetch, prepare
-from tests.data.raw_folders import encoded, fill, noise, plain_folder, write
+from pipelines.false_alarms import holds
+from tests.data.raw_folders import encoded, fill, noise, params, plain_folder, write
 from wtflow.data import looks
 from wtflow.data.manifest import Manifest, read_rejected
+from wtflow.data.prepare import prepare as prepare_raw
 from wtflow.errors import WTFlowError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -85,6 +88,86 @@ def test_a_refused_folder_leaves_the_old_tables() -> None:
     with pytest.raises(WTFlowError, match="30 of 33 images rejected"):
         prepare.main("bottles")
     assert Path("data/prepared/bottles/manifest.parquet").read_bytes() == before
+
+
+ASKED = "train: {{epochs: 3, calibration: {{target_fpr: {}, pixel_quantile: 0.999}}}}\n"
+
+
+def told(line: str, train: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the stage prints with this section `train`, on one line."""
+    Path("params.yaml").write_text(PARAMS + train)
+    prepare.main(line)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_too_few_to_calibrate_are_told_before_training_stops(capsys: pytest.CaptureFixture[str]) -> None:
+    plain_folder(Path("data/raw/bottles"), good=90)
+    rows = Manifest.read(_prepared("bottles")).rows("calibrate")
+    assert not holds(len(rows), 0.05)
+    said = told("bottles", ASKED.format(0.05), capsys)
+    assert f"bottles: training will stop: there are {len(rows)} of the 19 calibration images that a rate of 5 %" in said
+    named = re.search(r"calibrate_fraction to (0\.\d+), which leaves (\d+) to calibrate and (\d+) to train", said)
+    assert named
+    for fraction, enough in ((float(named[1]), True), (float(named[1]) - 0.01, False)):
+        Path("params.yaml").write_text(PARAMS.replace("calibrate_fraction: 0.15", f"calibrate_fraction: {fraction:g}"))
+        manifest = Manifest.read(_prepared("bottles"))
+        assert holds(len(manifest.rows("calibrate")), 0.05) == enough
+        if enough:
+            assert [len(manifest.rows(split)) for split in ("calibrate", "train")] == [int(named[2]), int(named[3])]
+
+
+def _prepared(line: str) -> Path:
+    prepare.main(line)
+    return Path(f"data/prepared/{line}/manifest.parquet")
+
+
+def test_enough_to_calibrate_need_no_word(capsys: pytest.CaptureFixture[str]) -> None:
+    plain_folder(Path("data/raw/bottles"))
+    assert "training will stop" not in told("bottles", ASKED.format(0.34), capsys)
+
+
+def test_where_no_fraction_will_do_more_images_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    plain_folder(Path("data/raw/bottles"))
+    said = told("bottles", ASKED.format(0.01), capsys)
+    rows = Manifest.read(Path("data/prepared/bottles/manifest.parquet")).rows("train", "calibrate")
+    assert f"of the 99 calibration images that a rate of 1 % needs. Bring more normal images ({len(rows)} are" in said
+
+
+def test_the_fraction_is_of_what_the_layout_lets_be_drawn(tmp_path: Path) -> None:
+    fill(tmp_path / "ad", [f"train/good/{number:03d}.png" for number in range(60)])
+    fill(tmp_path / "ad", ["test/good/0.png"], first_seed=500)
+    shutil.copytree(tmp_path / "ad", tmp_path / "loco")
+    fill(tmp_path / "loco", ["validation/good/0.png"], first_seed=600)
+    write(tmp_path / "loco/defects_config.json", b"[]")
+    (tmp_path / "loco/ground_truth").mkdir()
+    few = params(layout="mvtec_ad", calibrate_fraction=0.1)
+    found = prepare.enough_to_calibrate(prepare_raw(tmp_path / "ad", "ad", few), few, 0.05)
+    assert found is not None
+    then = params(layout="mvtec_ad", calibrate_fraction=found[0])
+    assert len(prepare_raw(tmp_path / "ad", "ad", then).manifest.rows("calibrate")) == found[1]["calibrate"] >= 19
+    own = params(layout="mvtec_loco", calibrate_fraction=0.1)  # its validation images calibrate, whatever the fraction
+    assert prepare.enough_to_calibrate(prepare_raw(tmp_path / "loco", "loco", own), own, 0.05) is None
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        "",
+        "train: {calibration: [1]}\n",
+        "train: {calibration: {}, nonsense: 1}\n",
+        "train: {calibration: 3}\n",
+        ASKED.format(7),
+        ASKED.format("{}"),
+        ASKED.format(0.01),
+    ],
+)
+def test_what_train_says_changes_nothing_that_is_written(train: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plain_folder(Path("data/raw/bottles"))
+    prepare.main("bottles")
+    files = [*Path("data/prepared/bottles").iterdir()]
+    before = [file.read_bytes() for file in files]
+    told("bottles", train, capsys)
+    assert [file.read_bytes() for file in files] == before
 
 
 @pytest.mark.slow

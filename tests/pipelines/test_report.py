@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.evaluation import Evaluation
-from pipelines.report import defects, expected_fpr, percent, report
+from pipelines.report import defects, expected_fpr, percent, rates, report
 from tests.pipelines.evaluations import CALIBRATION, evaluation_of, scored_image, scored_images
 
 
@@ -152,6 +152,51 @@ def test_a_band_for_review_is_shown_when_the_line_has_one(tmp_path: Path) -> Non
     assert "anomalous 4 1 1 2 50.0 %" in text  # 0.3 passes, 0.85 to review
     assert "scores above 0.8000 that are not flagged. At most 20.0 %" in text
     assert "to review score 0.8500" in text
+
+
+def chance_level(raw: Path, shift: float) -> Evaluation:
+    """Twelve normal and twelve anomalous images, the scores of these `shift` higher."""
+    images = [
+        scored_image(raw, f"{label}/{number}.png", label, number / 10 + shift * (label == "anomalous"))
+        for label in ("normal", "anomalous")
+        for number in range(1, 13)
+    ]
+    return evaluation_of(images, raw)
+
+
+def test_a_model_no_better_than_chance_is_called_so_in_the_lead(tmp_path: Path) -> None:
+    said = "no better than chance, as far as these 24 images tell. Image AUROC is 0.5"
+    assert said in page(chance_level(tmp_path, 0.0), tmp_path, 0).text
+    assert "no better than chance" not in page(chance_level(tmp_path, 0.9), tmp_path, 0).text
+
+
+def test_other_rates_flag_what_their_p_values_say(tmp_path: Path) -> None:
+    evaluation = evaluation_of(scored_images(tmp_path), tmp_path)
+    found = rates(evaluation)
+    assert [rate.target_fpr for rate in found] == [0.01, 0.02, 0.05, 0.1, 0.2]
+    for rate in found:
+        for label, count in (("normal", rate.normal), ("anomalous", rate.anomalous)):
+            p_values = [image.verdict.p_value for image in evaluation.labelled(label)]
+            flagged = sum(p_value <= rate.target_fpr for p_value in p_values)
+            assert (count and (count.images, count.flagged)) == (
+                (len(p_values), flagged) if rate.needed <= 39 else None
+            )
+    assert [(rate.normal is None) for rate in found] == [True, True, False, False, False]  # of 39 to calibrate
+
+
+def test_the_table_of_rates_marks_the_one_in_use_and_those_that_cannot_be(tmp_path: Path) -> None:
+    evaluation = evaluation_of(scored_images(tmp_path), tmp_path)
+    text = page(evaluation, tmp_path, 0).text
+    assert "1.0 % – – 99 not possible: there are 39" in text
+    assert "10.0 % 1 of 5, 20.0 % 2 of 4, 50.0 % 9 in use" in text
+    assert (
+        "from the 39 normal calibration images alone; this table is to weigh missed defects against false alarms"
+        in text
+    )
+    calibration = replace(CALIBRATION, target_fpr=0.3)
+    asked = replace(evaluation, bundle=replace(evaluation.bundle, calibration=calibration))
+    assert [rate.target_fpr for rate in rates(asked)][-1] == 0.3
+    assert re.search(r"30\.0 % \d of 5, \S+ % \d of 4, \S+ % 3 in use", page(asked, tmp_path, 0).text)
 
 
 def test_percent() -> None:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import pytest
 import requests
 from mlflow.entities import Metric
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR as PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 
 from pipelines.adapters import tracking as adapter
@@ -83,6 +84,18 @@ def test_short_epochs_share_a_call_and_none_is_lost(tmp_path: Path, monkeypatch:
     assert set(run.client.get_run(run.run_id).data.metrics) == {
         "loss", "learning_rate", "gradient_norm", "c", "mean_y2", "images_per_s", "memory_gb"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("asked", [None, "true"])
+def test_mlflow_shows_no_bars_of_its_own_unless_asked(
+    asked: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv(PROGRESS_BAR.name, asked or "")
+    if asked is None:
+        monkeypatch.delenv(PROGRESS_BAR.name)
+    with adapter.tracking():
+        assert PROGRESS_BAR.get() is (asked == "true")
 
 
 @pytest.mark.parametrize("wanted", [True, False])

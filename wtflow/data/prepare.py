@@ -25,7 +25,7 @@ from wtflow.data.manifest import (
     split_of,
 )
 from wtflow.data.scan import Rejection, Scanned, scan, storable
-from wtflow.data.sources.layouts import LAYOUTS, PASSED_OVER
+from wtflow.data.sources.layouts import LAYOUTS, PASSED_OVER, STRAYS
 from wtflow.data.sources.source_image import SourceImage
 from wtflow.data.tree import files, is_image, linked_folders
 from wtflow.data.version import data_version
@@ -33,6 +33,7 @@ from wtflow.errors import WTFlowError
 
 KEPT_FIRST: tuple[Split | None, ...] = ("test", "calibrate", "train", None)
 """Of copies in several splits of the data set's own, which one stays."""
+NO_MEANING = "an image file in a place that the layout gives no meaning"
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,9 @@ def prepare(
 def _not_in_layout(raw: Path, sources: Iterable[SourceImage], params: PrepareParams) -> list[Rejection]:
     """Image files that the layout gives no meaning (misnamed folders, masks of no image), and linked folders."""
     named = {path for source in sources for path in (source.path, source.mask_path) if path}
-    passed_over = PASSED_OVER.get(params.layout)
+    passed_over, why = PASSED_OVER.get(params.layout), STRAYS.get(params.layout)
     strays = [
-        Rejection(storable(path), "not_in_layout", "an image file in a place that the layout gives no meaning")
+        Rejection(storable(path), "not_in_layout", storable((why and why(raw, path)) or NO_MEANING))
         for path in files(raw)
         if is_image(path)
         and named.isdisjoint((path, PurePosixPath(path).parent.as_posix()))
@@ -227,7 +228,8 @@ def _leaks(usable: Sequence[Scanned], splits: Sequence[str]) -> list[Finding]:
             usable[pair.image].source.path,
             "near_duplicate",
             f"in {splits[pair.image]}, nearly {usable[pair.other].source.path} in {splits[pair.other]} "
-            f"(likeness {pair.likeness:.4f}): if they show one part, give them one group",
+            f"(likeness {pair.likeness:.4f}): if they show one part, give them one group. Only photographs that are "
+            "nearly identical are noticed; several exposures or angles of a part are not: prepare.group_pattern",
         )
         for pair in near_duplicates([image.thumbnail_YX for image in usable], splits)
     ]

@@ -44,6 +44,48 @@ def test_masks_lie_as_the_images_do_and_are_optional(tmp_path: Path) -> None:
     }
 
 
+def test_what_was_found_in_place_of_good_is_told(tmp_path: Path) -> None:
+    fill(tmp_path, ["Good/a.png", "Riss/b.png", ".cache/c.png"])
+    with pytest.raises(WTFlowError, match=r"no folder good/, .*; found: Good/, Riss/\. "):
+        list(folder.images(tmp_path, params()))
+    fill(tmp_path / "flat", ["a.png", "b.JPG", "notes.txt"])
+    with pytest.raises(WTFlowError, match=r"found: 2 image files that lie flat\. "):
+        list(folder.images(tmp_path / "flat", params()))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WTFlowError, match=r"found: nothing of use\. "):
+        list(folder.images(tmp_path / "empty", params()))
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        ("masks/Riss/0.png", "lies among the masks, but there is no photograph bad/Riss/0.* for it"),
+        ("masks/Riss/0_mask.png", "lies among the masks, but there is no photograph bad/Riss/0.* for it"),
+        ("masks/Riss quer/0.bmp", "a mask has to be a PNG file whose name ends in .png"),
+        ("masks/Riss quer/0_mask.PNG", "a mask has to be a PNG file whose name ends in .png"),
+        (
+            "masks/Riss/0.bmp",
+            "lies among the masks, but there is no photograph bad/Riss/0.* for it; "
+            "a mask has to be a PNG file whose name ends in .png",
+        ),
+        ("masks/1.png", "lies among the masks, but there is no photograph bad/1.* for it"),
+        ("Riss/0.png", "defects belong below bad/: if Riss/ is one, move it to bad/Riss/"),
+        ("Bad/Riss/0.png", "the folder Bad/ has to be named bad/"),
+        ("flat.png", "lies flat: photographs belong below good/, those with a defect below bad/"),
+    ],
+)
+def test_an_image_in_no_known_place_is_told_where_it_belongs(path: str, detail: str, tmp_path: Path) -> None:
+    fill(tmp_path, [*(f"good/{number:02d}.png" for number in range(30)), "bad/Riss quer/0.png"])
+    fill(tmp_path, [path], first_seed=100)
+    (row,) = prepare(tmp_path, "tiles", params()).rejected.to_pylist()
+    assert (row["path"], row["reason"], row["detail"]) == (path, "not_in_layout", detail)
+
+
+def test_a_second_mask_of_a_photograph_has_no_meaning(tmp_path: Path) -> None:
+    fill(tmp_path, ["good/a.png", "bad/b.png", "masks/b.png", "masks/b_mask.png"])
+    assert folder.stray(tmp_path, "masks/b_mask.png") is None
+
+
 def test_real_photographs_in_a_folder_with_and_without_defects(tmp_path: Path) -> None:
     pictures = photographs()
     for number in range(30):

@@ -11,6 +11,8 @@ from wtflow.data.manifest import PrepareParams
 from wtflow.data.sources.source_image import SourceImage, group_of, need_folders
 from wtflow.data.tree import files, visible
 
+KNOWN = ("good", "bad", "masks")
+
 
 def images(raw: Path, params: PrepareParams) -> Iterator[SourceImage]:
     """Every visible file of good/ and bad/, sub-folders included. No split of its own."""
@@ -23,6 +25,31 @@ def images(raw: Path, params: PrepareParams) -> Iterator[SourceImage]:
                 yield SourceImage(path, group_of(path, params), None, "anomalous", "defective", _mask(raw, path))
             case ("bad", defect, _, *_):
                 yield SourceImage(path, group_of(path, params), None, "anomalous", defect, _mask(raw, path))
+
+
+def stray(raw: Path, path: str) -> str | None:
+    """Why the image file at `path` was passed over, and where it would be taken; None if this layout does not know."""
+    place = PurePosixPath(path)
+    top = place.parts[0]
+    if len(place.parts) == 1:
+        return "lies flat: photographs belong below good/, those with a defect below bad/"
+    if top == "masks":
+        return _stray_mask(raw, place)
+    if top.lower() in KNOWN and top not in KNOWN:
+        return f"the folder {top}/ has to be named {top.lower()}/"
+    return f"defects belong below bad/: if {top}/ is one, move it to bad/{top}/"
+
+
+def _stray_mask(raw: Path, place: PurePosixPath) -> str | None:
+    """Why a file below masks/ is the mask of no photograph."""
+    below = place.relative_to("masks")
+    stem, folder = below.stem.removesuffix("_mask"), PurePosixPath("bad") / below.parent
+    faults = []
+    if not any(other.stem in (stem, below.stem) for other in (raw / folder).glob("*") if visible(other.name)):
+        faults.append(f"lies among the masks, but there is no photograph {folder / stem}.* for it")
+    if below.suffix != ".png":
+        faults.append("a mask has to be a PNG file whose name ends in .png")
+    return "; ".join(faults) or None
 
 
 def _mask(raw: Path, path: str) -> str | None:

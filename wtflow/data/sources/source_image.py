@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from wtflow.data.manifest import Label, PrepareParams, Split
+from wtflow.data.tree import is_image, visible
 from wtflow.errors import WTFlowError
+
+MOST_TOLD = 6
+"""Folders that an error names."""
 
 
 @dataclass(frozen=True)
@@ -44,4 +48,15 @@ def need_folders(raw: Path, layout: str, *folders: str) -> None:
     """Raise unless `raw` has these folders."""
     for folder in folders:
         if not (raw / folder).is_dir():
-            raise WTFlowError(f"{raw}: no folder {folder}/, which layout {layout} needs. Add it, or name the layout.")
+            raise WTFlowError(
+                f"{raw}: no folder {folder}/, which layout {layout} needs; found: {_content(raw)}. "
+                "Add it, or name the layout."
+            )
+
+
+def _content(folder: Path) -> str:
+    """The first folders in `folder` with a slash, and how many image files lie flat in it: for an error."""
+    names = sorted(place.name for place in folder.iterdir() if place.is_dir() and visible(place.name))
+    images = sum(is_image(place.name) for place in folder.iterdir() if place.is_file())
+    told = [f"{name}/" for name in names[:MOST_TOLD]] + ["..."] * (len(names) > MOST_TOLD)
+    return ", ".join([*told, *([f"{images} image files that lie flat"] if images else [])]) or "nothing of use"
