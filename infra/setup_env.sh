@@ -19,7 +19,8 @@ ready() {
     [ -e "$venv/.ready" ] || return 1
     if [ -s "$venv/.ready" ]; then [ "$(cat "$venv/.ready")" = "$digest" ]; else named_after_lock; fi
 }
-replaceable() { [ ! -e "$venv" ] || [ -e "$venv/pyvenv.cfg" ] || { [ -d "$venv" ] && [ -z "$(ls -A "$venv")" ]; } || named_after_lock; }
+made_here() { [ -e "$venv/.wtflow" ] || [ -e "$venv/.ready" ]; }
+replaceable() { [ ! -e "$venv" ] || made_here || { [ -d "$venv" ] && [ -z "$(ls -A "$venv")" ]; } || named_after_lock; }
 
 ready && exit 0
 [ -n "$base" ] && python=$base/bin/python
@@ -29,12 +30,13 @@ exec 9>"$venv.lock"
 flock 9
 ready && exit 0
 if ! replaceable; then
-    echo "error: $venv is not empty and no Python environment (no pyvenv.cfg): it would be replaced. Set WTFLOW_VENV (WTFLOW_PEERS_VENV for make peers) to a new folder, or remove this one." >&2
+    echo "error: $venv is not empty and no Python environment that this command made: it would be replaced. Set WTFLOW_VENV (WTFLOW_PEERS_VENV for make peers) to a new folder, or remove this one." >&2
     exit 1
 fi
 if [ -n "$base" ]; then note="about 0.4 GB"; else note="about 7 GB, 4 to 8 minutes"; fi
 echo "Installing $(basename "$lock") into $venv ($note; once for all clones) ..."
 rm -rf "$venv"
+mkdir "$venv" && touch "$venv/.wtflow"  # what may be replaced, from its first moment
 "$python" -m venv "$venv"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -r "$lock"
 if [ -n "$base" ]; then

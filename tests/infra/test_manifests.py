@@ -53,6 +53,7 @@ KEYS: dict[str, set[str]] = {
     "pod": {
         "containers", "initContainers", "volumes", "securityContext", "tolerations", "nodeSelector", "affinity",
         "serviceAccountName", "imagePullSecrets", "priorityClassName", "terminationGracePeriodSeconds",
+        "enableServiceLinks",
     },
     "container": {
         "name", "image", "imagePullPolicy", "command", "args", "env", "envFrom", "ports", "resources", "volumeMounts",
@@ -102,6 +103,8 @@ def pod_faults(pod: dict[str, Any]) -> list[str]:
     found = unknown("pod", pod)
     if not pod.get("securityContext", {}).get("runAsNonRoot"):
         found.append("runs as root")
+    if pod.get("enableServiceLinks") is not False:
+        found.append("takes a Service's variables for settings")
     volumes = {volume["name"] for volume in pod.get("volumes", [])}
     for container in pod["containers"]:
         found += unknown("container", container)

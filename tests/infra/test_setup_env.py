@@ -86,6 +86,16 @@ def test_a_folder_of_other_things_is_never_removed(tmp_path: Path, lock: Path) -
     assert (other / "1.png").read_text() == "a photograph"
 
 
+def test_an_environment_that_someone_else_made_is_never_removed(tmp_path: Path, lock: Path) -> None:
+    venv = tmp_path / "theirs"
+    venv.mkdir()
+    (venv / "pyvenv.cfg").touch()
+    status, said, installs = setup(lock, venv)
+    assert (status, installs) == (1, 0)
+    assert "no Python environment that this command made" in said
+    assert (venv / "pyvenv.cfg").exists()
+
+
 def test_what_was_cut_off_is_done_anew(tmp_path: Path, lock: Path) -> None:
     venv = tmp_path / "mine"
     setup(lock, venv)
