@@ -5,6 +5,7 @@ Ray runs on this machine unless `RAY_ADDRESS` names a cluster. Only what was sta
 
 import argparse
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -123,6 +124,11 @@ def _require_free_port(settings: ServeSettings) -> None:
         try:
             probe.bind((settings.host, settings.port))
         except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise WTFlowError(
+                    f"{PREFIX}HOST={settings.host}: {error.strerror}. "
+                    "Set it to an IPv4 address of this machine: 127.0.0.1, or 0.0.0.0 for all of them"
+                ) from None
             raise WTFlowError(
                 f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}. "
                 f"Stop what runs there, or type: {PREFIX}PORT={settings.port + 1} make serve"

@@ -8,6 +8,7 @@ of the service stay small.
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from serving.resolve import Champion
 from serving.schema import LineInfo, ScoreReply
 from serving.service import ScoringService
 from serving.settings import ServeSettings
-from wtflow.errors import WTFlowError
+from wtflow.errors import ImageError, WTFlowError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from wtflow.detector import Verdict
 
 logger = logging.getLogger("ray.serve")
+PATIENCE_S = 1.5
+"""How long a line is asked what it serves if that is known: less than the service waits for any probe."""
+LATELY_S = 10.0
+"""A line that answered a call in that time, and now does not, is taken to be busy."""
 PROBES = 64
 """Requests that the gateway takes beyond those that it scores: for health, and to be told that it is overloaded."""
 
@@ -48,8 +53,8 @@ class LineReplica:
         loaded = resolve.load(champion)
         detector = loaded.detector
 
-        async def judge(pictures: "list[Image.Image]") -> "list[Verdict]":
-            return await asyncio.to_thread(detector.verdicts, pictures)
+        async def judge(pictures: "list[Image.Image]") -> "list[Verdict | ImageError]":
+            return await asyncio.to_thread(detector.answers, pictures)
 
         batched = serve.batch(
             max_batch_size=settings.max_batch_size, batch_wait_timeout_s=settings.batch_wait_ms / 1000
@@ -73,30 +78,56 @@ class RemoteScorer:
 
     def __init__(self, line: str, handle: DeploymentHandle) -> None:
         self._line, self._handle = line, handle
+        self._info: LineInfo | None = None
+        self._answered_at: float | None = None  # of `time.monotonic`; None also since a replica died
 
     async def info(self) -> LineInfo:
-        """What the line is served with."""
-        return LineInfo.model_validate(await self._call("info"))
+        """What the line is served with. Raises `Refusal`.
+
+        Versions are pinned, so a line that is only busy is answered for: its queue, where the question waits too, is
+        full or longer than `PATIENCE_S`.
+        """
+        known = self._info
+        try:
+            answer = await asyncio.wait_for(self._call("info"), None if known is None else PATIENCE_S)
+        except TimeoutError:
+            if known is None or self._answered_at is None or time.monotonic() - self._answered_at > LATELY_S:
+                raise not_ready([self._line]) from None
+            return known
+        except BackPressureError:
+            if known is None or self._answered_at is None:
+                raise overloaded(self._line) from None
+            return known
+        self._info = LineInfo.model_validate(answer)
+        return self._info
 
     async def score(self, image: bytes, heatmap: bool) -> ScoreReply:
         """Verdict on the bytes of one image. Raises `Refusal`."""
-        answer = await self._call("score", image, heatmap)
+        try:
+            answer = await self._call("score", image, heatmap)
+        except BackPressureError:
+            raise overloaded(self._line) from None
         if isinstance(answer, Refusal):
             raise answer
         return ScoreReply.model_validate(answer)
 
     async def _call(self, method: str, *arguments: object) -> Any:
-        """One call; once more if the replica died under it, for scoring changes nothing."""
+        """One call; once more if the replica died under it, for scoring changes nothing.
+
+        Raises `BackPressureError` if the queue is full, `Refusal` if there is no replica.
+        """
         try:
             try:
-                return await self._handle.options(method_name=method).remote(*arguments)
+                answer = await self._handle.options(method_name=method).remote(*arguments)
             except RayActorError:
+                self._answered_at = None
                 logger.warning("line %s: a replica died; asking another", self._line)
-                return await self._handle.options(method_name=method).remote(*arguments)
-        except BackPressureError:
-            raise overloaded(self._line) from None
+                answer = await self._handle.options(method_name=method).remote(*arguments)
         except (RayActorError, DeploymentUnavailableError):
+            self._answered_at = None
             raise not_ready([self._line]) from None
+        self._answered_at = time.monotonic()
+        return answer
 
 
 class Gateway:

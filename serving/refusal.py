@@ -47,7 +47,7 @@ def of_image(error: ImageError) -> Refusal:
 
 def unknown_line(line: str, known: list[str]) -> Refusal:
     """404: the path names a line that is not served."""
-    remedy = f"Served here: {', '.join(known)}. A new line appears after `make repro` and a restart."
+    remedy = f"Served here: {', '.join(known)}. A new line appears after `dvc repro` and a restart."
     return Refusal(404, "unknown_line", f"no line {line!r}", remedy)
 
 

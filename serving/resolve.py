@@ -55,15 +55,17 @@ def champions(uri: str) -> list[Champion]:
     """Every line with a champion, by name. Raises `WTFlowError` without a registry or a champion."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     _check_file(uri)
     try:
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         names = _model_names(client)
         found = [champion for name in names if (champion := _champion(client, uri, name)) is not None]
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, ImportError) as error:  # ImportError: a database without its driver
+        said = str(error).partition("\n")[0].rstrip(".")
         raise WTFlowError(
-            f"registry {uri}: {error.message}. Is the server up, and MLFLOW_TRACKING_URI right? "
+            f"registry {uri}: {said}. Is the server up, and MLFLOW_TRACKING_URI right? "
             "Without that variable the registry is mlflow.db in this folder."
         ) from error
     if not found:
@@ -83,16 +85,15 @@ def load(champion: Champion) -> "LoadedLine":
 
 def _downloaded(champion: Champion, folder: str) -> Path:
     """The one bundle among the version's files, copied below `folder`."""
-    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
+    uris = {"tracking_uri": champion.registry, "registry_uri": champion.registry}
     try:
-        mlflow.artifacts.download_artifacts(
-            f"models:/{champion.model}/{champion.version}",
-            dst_path=folder,
-            tracking_uri=champion.registry,
-            registry_uri=champion.registry,
-        )
+        # not models:/<model>/<version>, which MLflow looks up in the registry of the process, whatever it is told
+        source = MlflowClient(**uris).get_model_version_download_uri(champion.model, str(champion.version))
+        download_artifacts(source, dst_path=folder, **uris)
     except (MlflowException, OSError) as error:
         raise WTFlowError(
             f"registry {champion.registry}: the files of {champion} did not come: {error}. "

@@ -64,7 +64,7 @@ def assert_refused(reply: httpx.Response, status: int, code: str) -> dict[str, s
 
 
 def test_the_page_asks_this_service_alone_and_what_there_is(app: FastAPI) -> None:
-    """Without the internet, and under a proxy's prefix, too. What it does in a browser is looked at by hand."""
+    """Without the internet, and under a proxy's prefix, too. What it does in a browser: test_page.py."""
     reply = send(app, "GET", "/")
     assert (reply.status_code, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "default-src 'none'" in reply.headers["content-security-policy"]

@@ -1,5 +1,6 @@
 """`python -m serving.app` as a person meets it: a process, its printed lines, real HTTP, signals."""
 
+import asyncio
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import httpx
 import pytest
 from ray import serve
 
-from serving.app import _application
+from serving.app import _application, _require_free_port
 from serving.settings import ServeSettings
 from tests.serving.lines import LIMITS, encoded, picture
 from tests.serving.registry import crown, register
@@ -33,6 +34,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 START_S, STOP_S = 300, 90
 CLIENTS, REQUESTS = 8, 200
+CLIENTS_OF_A_FULL_QUEUE = 140
+"""More than the 64 that wait and the 16 that are under way, fewer than the 160 that the gateway takes of two lines."""
 MAX_BODY = 2_000_000
 
 
@@ -217,6 +220,37 @@ def test_health_lines_and_contract(service: Service) -> None:
     assert [line["line"] for line in httpx.get(f"{service.url}/v1/lines").json()["lines"]] == ["line-a", "line-b"]
     assert "/v1/lines/{line}/score" in httpx.get(f"{service.url}/openapi.json").json()["paths"]
     assert httpx.get(service.url).text.startswith("<!DOCTYPE html>")
+
+
+def test_a_busy_line_stays_ready(service: Service) -> None:
+    """More requests than its queue holds: some are told so, and the line is ready nevertheless."""
+    photo = encoded(picture(5, 1000, 1000), "JPEG")  # a short body, so that all are there before the first is answered
+    url = f"{service.url}/v1/lines/line-a"
+    assert httpx.get(f"{service.url}/readyz", timeout=60).status_code == 200
+
+    async def status(client: httpx.AsyncClient) -> int:
+        return (await client.post(f"{url}/score?heatmap=png", content=photo)).status_code
+
+    async def flooded() -> tuple[list[int], list[httpx.Response]]:
+        """Statuses of the photographs, and what was said of the line meanwhile."""
+        async with httpx.AsyncClient(timeout=60, limits=httpx.Limits(), trust_env=False) as client:
+            flood = [asyncio.ensure_future(status(client)) for _ in range(CLIENTS_OF_A_FULL_QUEUE)]
+            probes = []
+            while not all(one.done() for one in flood):
+                probes += [await client.get(asked) for asked in (f"{service.url}/readyz", url)]
+            return await asyncio.gather(*flood), probes
+
+    statuses, probes = asyncio.run(flooded())
+    assert set(statuses) == {200, 503}
+    assert [probe.text for probe in probes if probe.status_code != 200] == []
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "::1", "192.0.2.1"])
+def test_a_host_that_is_not_this_machine_is_explained(host: str) -> None:
+    """A name that means nothing, an IPv6 address, an address of nobody (RFC 5737)."""
+    with pytest.raises(WTFlowError, match=rf"^WTFLOW_SERVE_HOST={host}: .*127\.0\.0\.1") as caught:
+        _require_free_port(ServeSettings(host=host))
+    assert "WTFLOW_SERVE_PORT" not in str(caught.value)
 
 
 def test_taken_port_is_explained(service: Service, registry: str) -> None:

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import mlflow
@@ -49,6 +52,25 @@ def test_loaded_detector_scores_as_the_bundle_does(registry: str, bundles: dict[
     image = decode(encoded(picture(7)), offline.config.limits)
     assert line.detector.verdicts([image])[0].score == offline.detector().verdicts([image])[0].score
     assert (line.info.line, line.info.model_version, line.info.bundle_digest) == ("line-b", 1, offline.digest)
+
+
+@pytest.mark.slow
+def test_the_registry_of_the_pin_is_asked_wherever_the_process_is(registry: str, tmp_path: Path) -> None:
+    """A replica on another node has neither this folder nor MLflow's variables."""
+    kept = {
+        name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+    }
+    code = "import sys; from serving import resolve; print(resolve.load(resolve.champions(sys.argv[1])[0]).info.line)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, registry],
+        env=kept | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "line-a", done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -121,6 +143,20 @@ def test_unreachable_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(WTFlowError, match="MLFLOW_TRACKING_URI"):
         champions("http://127.0.0.1:9")
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "notes.db"
+    path.write_text("this is not a database, however long it may be" * 9)
+    with pytest.raises(WTFlowError, match=r"notes\.db: .*not a database.*MLFLOW_TRACKING_URI right"):
+        champions(f"sqlite:///{path}")
+
+
+def test_a_database_without_its_driver() -> None:
+    with pytest.raises(
+        WTFlowError, match=r"registry postgresql\+pg8000:.*No module named 'pg8000'.*MLFLOW_TRACKING_URI"
+    ):
+        champions("postgresql+pg8000://127.0.0.1:9/mlflow")
 
 
 def test_registry_uri(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
