@@ -92,7 +92,18 @@ def markdown(rows: Sequence[Row]) -> str:
     """The table for docs/results.md: a row a method, image AUROC by line, then what it costs."""
     lines = list(dict.fromkeys(row["line"] for row in rows if row["line"] != ALL))
     of = {(row["method"], row["line"]): row for row in rows}
-    head = ["method", *lines, "mean", "AUPRO 0.30", "FPR", "backbone + head, ms", "model, MB", "training, s", "allowed"]
+    head = [
+        "method",
+        *lines,
+        "mean",
+        "AUPRO 0.30",
+        "FPR",
+        "TPR",
+        "backbone + head, ms",
+        "model, MB",
+        "training, s",
+        "allowed",
+    ]
     table = [head, ["---"] * len(head)]
     for method in dict.fromkeys(row["method"] for row in rows):
         row = of[method, ALL]
@@ -101,7 +112,7 @@ def markdown(rows: Sequence[Row]) -> str:
         aupro = f"{row['aupro_30']:.3f}" if "aupro_30" in row else ""
         time = f"{row.get('backbone_ms', 0):.1f} + {row['head_ms']:.1f}"
         costs = [time, f"{row['model_bytes'] / 1e6:.1f}", f"{row['train_cpu_seconds']:.0f}"]
-        table.append([method, *aurocs, mean, aupro, f"{row['fpr']:.1%}", *costs, row["budget"]])
+        table.append([method, *aurocs, mean, aupro, f"{row['fpr']:.1%}", f"{row['tpr']:.1%}", *costs, row["budget"]])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
