@@ -10,12 +10,28 @@ from torch import Tensor, nn
 
 from tests.tiny_line import train_params, trained
 from wtflow.artefact import read_json, write_json
+from wtflow.batches import Batch, PlaceBatches, build_batches
 from wtflow.data.shards import FeatureShards
 from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
+from wtflow.flow.coupling import build_coupling
 from wtflow.flow.loss import time_weight
 from wtflow.scoring.density import LEAST
-from wtflow.training import Epoch, Place, TrainingState, ahead, blank, finish, learning_rate, start, train
+from wtflow.training import (
+    Epoch,
+    Place,
+    TrainingState,
+    _share,
+    _sum_y2,
+    ahead,
+    blank,
+    finish,
+    learning_rate,
+    start,
+    train,
+)
+
+PLACES = {"batches": {"kind": "places"}, "velocity": {"kind": "location"}}
 
 
 class Stop(Exception):
@@ -302,8 +318,8 @@ class BreaksAt(nn.Module):
         super().__init__()
         self.network, self.left = network, step
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        velocity: Tensor = self.network(x, t)
+    def forward(self, x: Tensor, t: Tensor, *place: Tensor) -> Tensor:
+        velocity: Tensor = self.network(x, t, *place)
         self.left -= 1
         return velocity + (
             torch.tensor([float("nan")] + [0.0] * (len(x) - 1)).view(-1, 1, 1, 1) if self.left < 0 else 0
@@ -323,6 +339,38 @@ def test_a_loss_that_is_not_finite_names_the_images_of_its_batch(tiny_fit: Featu
     assert len(batch) == params.batches.images
     named = [line.split()[0] for line in str(raised.value).splitlines()[1:]]
     assert named == [tiny_fit.index["image_id"][row].as_py() for row in sorted(batch)]
+
+
+def test_a_loss_that_is_not_finite_names_the_images_of_its_places(
+    tiny_fit: FeatureShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, step, drawn, epoch = train_params(**PLACES), 2, list[Tensor](), PlaceBatches.epoch
+
+    def watched(self: PlaceBatches, number: int) -> Iterator[Batch]:
+        for batch in epoch(self, number):
+            drawn.append(batch.row_B)
+            yield batch
+
+    monkeypatch.setattr(PlaceBatches, "epoch", watched)
+    with pytest.raises(WTFlowError, match=rf"loss of epoch 0 is nan.* images of step {step}") as raised:
+        train(start(tiny_fit, params), tiny_fit, params, wrap=lambda network: BreaksAt(network, step))
+    named = [line.split()[0] for line in str(raised.value).splitlines()[1:] if "more" not in line]
+    rows = sorted(set(drawn[step].tolist()))
+    assert named == [tiny_fit.index["image_id"][row].as_py() for row in rows[: len(named)]]
+    assert len(named) >= 4
+
+
+def test_a_worker_without_a_sample_of_the_last_batch_adds_nothing(tiny_fit: FeatureShards) -> None:
+    params = train_params()
+    state = start(tiny_fit, params)
+    batches = build_batches(params.batches, tiny_fit, state.scorer.fusion, torch.device("cpu"), 0)
+    batch = next(batches.epoch(0))
+    alone = Batch(batch.x0_BCHW[:1], None, batch.row_B[:1], batch.generator)
+    coupling = build_coupling(params.coupling)
+    first, second = (_share(alone, coupling, params.time, Place(rank, 2)) for rank in range(2))
+    assert (len(first.x_BCHW), len(second.x_BCHW)) == (1, 0)
+    assert _sum_y2(state.scorer, first) > 0
+    assert _sum_y2(state.scorer, second) == 0
 
 
 def test_a_level_that_was_not_extracted_is_named(tiny_fit: FeatureShards) -> None:

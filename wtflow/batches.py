@@ -67,7 +67,7 @@ class Batches(Protocol):
     """Of an epoch."""
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of an epoch, always the same ones."""
+        """The batches of an epoch: the same ones whenever as much is drawn from their generators in between."""
 
 
 class ImageBatches:

@@ -192,6 +192,8 @@ def train(
     Raises `WTFlowError` when the loss stops being finite, and for maps whose sides the field cannot halve twice.
     """
     state.scorer.to(place.device)
+    if place.device.type != "cpu":  # the moments of a checkpoint follow their weights
+        state.optimiser.load_state_dict(state.optimiser.state_dict())
     network = wrap(state.scorer.field)
     batches, state.batches = state.batches, None
     if batches is None or place.device.type != "cpu":
@@ -204,7 +206,8 @@ def train(
         first = torch.full(
             (), batches.steps, device=place.device
         )  # step whose loss was not finite; asked once an epoch
-        for step, (size, sample) in enumerate(ahead(_samples(batches, epoch, coupling, params.time, place))):
+        for step, (batch, sample) in enumerate(ahead(_samples(batches, epoch, coupling, params.time, place))):
+            size = len(batch.x0_BCHW)
             rate = learning_rate(params, epoch * batches.steps + step, params.epochs * batches.steps)
             for group in state.optimiser.param_groups:
                 group["lr"] = rate
@@ -222,12 +225,12 @@ def train(
         for what, value in (("loss", loss), ("gradient's norm", norm)):
             if not math.isfinite(value):
                 broken = min(int(_over_workers(first, place, torch.distributed.ReduceOp.MIN)), batches.steps - 1)
-                raise WTFlowError(_diverged(f"the {what} of epoch {epoch} is {value}", epoch, broken, batches, shards))
+                again = _samples(batches, epoch, coupling, params.time, place)  # draws what training drew
+                rows = next((batch.row_B for batch, _ in islice(again, broken, None)), torch.tensor([]))
+                raise WTFlowError(_diverged(f"the {what} of epoch {epoch} is {value}", broken, rows, shards))
         images = samples * sample.x_BCHW.shape[2:].numel() / math.prod(state.scorer.fusion.size)
         images_per_s = images / (time.perf_counter() - began)
-        mean_y2 = (
-            _over_workers(_mean_y2(state.scorer, sample), place, torch.distributed.ReduceOp.SUM) / place.world_size
-        )
+        mean_y2 = _over_workers(_sum_y2(state.scorer, sample), place, torch.distributed.ReduceOp.SUM) / size
         c = state.scorer.c.item()
         done = Epoch(epoch, loss, rate, norm, c, mean_y2, images_per_s, _memory_gb(place.device))
         state.history.append(done)
@@ -255,10 +258,10 @@ def ahead(items: Iterator[T]) -> Iterator[T]:
 
 def _samples(
     batches: Batches, epoch: int, coupling: Coupling, times: TimeParams, place: Place
-) -> Iterator[tuple[int, PathSample]]:
-    """The steps of an epoch: samples of the global batch, and this worker's share of them."""
+) -> Iterator[tuple[Batch, PathSample]]:
+    """The steps of an epoch: the global batch, and this worker's share of it on the path."""
     for batch in batches.epoch(epoch):
-        yield len(batch.x0_BCHW), _share(batch, coupling, times, place)
+        yield batch, _share(batch, coupling, times, place)
 
 
 def _share(batch: Batch, coupling: Coupling, times: TimeParams, place: Place) -> PathSample:
@@ -271,12 +274,12 @@ def _share(batch: Batch, coupling: Coupling, times: TimeParams, place: Place) ->
 
 
 @torch.no_grad()
-def _mean_y2(scorer: Scorer, sample: PathSample) -> Tensor:
-    """Of this worker's samples, by the field as it is scored."""
+def _sum_y2(scorer: Scorer, sample: PathSample) -> Tensor:
+    """Mean y² of each of this worker's samples, summed, by the field as it is scored; 0 for an empty share."""
     x0_BCHW = sample.x_BCHW - sample.t_B.view(-1, 1, 1, 1) * sample.velocity_BCHW
     places, scored = () if sample.place_B is None else (sample.place_B,), scorer.field.eval()
     y_BCHW = scorer.transported(x0_BCHW, lambda x_BCHW, t_B: scored(x_BCHW, t_B, *places))
-    return y_BCHW.square().mean()
+    return y_BCHW.square().mean(dim=(1, 2, 3)).sum()
 
 
 def _memory_gb(device: torch.device) -> float:
@@ -291,10 +294,9 @@ def _over_workers(value: Tensor, place: Place, how: "torch.distributed.ReduceOp.
     return value.item()
 
 
-def _diverged(what: str, epoch: int, step: int, batches: Batches, shards: FeatureShards) -> str:
+def _diverged(what: str, step: int, row_B: Tensor, shards: FeatureShards) -> str:
     """What to say, with some images of the batch where it began: their features, or the rate, are the cause."""
-    batch = next(islice(batches.epoch(epoch), step, None), None)
-    rows = [] if batch is None else sorted(set(batch.row_B.tolist()))
+    rows = sorted(set(row_B.tolist()))
     images = shards.index.select(["image_id", "path"]).take(rows[:IMAGES_NAMED]).to_pylist()
     return "\n".join(
         [
