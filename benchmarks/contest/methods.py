@@ -26,7 +26,7 @@ PEERS = (
         "padim",
         "benchmarks.peers.padim",
         {"features": 152},
-        "one pass; all 152 channels, none dropped at random",
+        "one pass; levels 2 and 3 (its default: 1 to 3), all 152 channels, none dropped at random",
         seeds=(0,),
         code=SHARED,
     ),
@@ -34,7 +34,7 @@ PEERS = (
         "fastflow",
         "benchmarks.peers.fastflow",
         {"epochs": 20, "batch_size": 32},
-        "20 epochs of batch 32 (the paper: 500)",
+        "20 epochs of batch 32 (the paper: 500); levels 2 and 3 (its default: 1 to 3)",
         code=SHARED,
     ),
     Method(

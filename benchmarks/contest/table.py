@@ -60,6 +60,11 @@ def claims(rows: Sequence[Row], ours: str = MEASURED) -> list[Claim]:
             "make bench NAME=accuracy"
         )
     lines = [line for method, line in of if method == ours and line != ALL]
+    if partial := [peer for peer in peers if {line for method, line in of if method == peer} != {*lines, ALL}]:
+        raise WTFlowError(
+            f"accuracy: {', '.join(partial)} and {ours} were not measured on the same lines, so their means cannot be "
+            "compared. Type: make bench NAME=accuracy"
+        )
     mean = of[ours, ALL]
     ahead = [of[ours, line]["image_auroc"] - of[peer, line]["image_auroc"] for line in lines for peer in peers]
     best = max(of[peer, ALL]["image_auroc"] for peer in peers)

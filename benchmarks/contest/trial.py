@@ -30,7 +30,7 @@ KEPT = PLACE / "accuracy"
 TARGET_FPR = 0.05
 PEERS_PYTHON = "WTFLOW_PEERS_PYTHON"
 PEER_LEVELS = (2, 3)
-"""Strides 8 and 16, which the peers take from a ResNet as its layers 2 and 3."""
+"""Strides 8 and 16, as WT-Flow has them; PatchCore takes these from a ResNet, PaDiM and FastFlow also stride 4."""
 KEPT_BY_MALLOC = 256 * 2**20
 
 

@@ -13,7 +13,7 @@ def row(method: str, line: str, seed: int, image_auroc: float, **more: Any) -> d
         "method": method, "line": line, "seed": seed, "image_auroc": image_auroc, "budget": "one pass",
         "ours": method.startswith("wtflow"), "compared": method != "sketch", "fpr": 0.05, "fpr_interval": [0.0, 0.1],
         "backbone_ms": 30.0, "head_ms": 3.0, "image_ms": 33.0, "model_bytes": 4_000_000, "train_cpu_seconds": 60.0,
-        **more,
+        "tpr": 0.7, **more,
     }  # fmt: skip
 
 
@@ -49,6 +49,12 @@ def test_claims_are_made_against_the_best_compared_peer() -> None:
         (0.01, False),  # on the tile: .80 - .79
         (-0.1, False),  # fastflow's AUPRO
     ]
+
+
+def test_means_over_other_lines_are_not_compared() -> None:
+    for rows in (FOUND[:-1][:3] + FOUND[3:4], [*FOUND[:2], *FOUND[3:5]]):  # a peer without the tile; ours without it
+        with pytest.raises(WTFlowError, match="padim and wtflow-default were not measured on the same lines"):
+            claims(summary(rows))
 
 
 def test_a_preset_is_told_against_the_default_once_it_has_all_lines() -> None:

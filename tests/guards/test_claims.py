@@ -12,7 +12,7 @@ CLAIMS = ROOT / "docs" / "claims.md"
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 COLUMNS = ("claim", "command", "figure", "commit")
 COMMAND = re.compile(r"(make|pytest|dvc) \S+")
-COMMIT = re.compile(r"[0-9a-f]{7,40}")
+COMMIT = re.compile(r"[0-9a-f]{7,40}\+?")
 NOTHING = {"", "-", "?", "todo", "tbd", "pending"}
 
 
@@ -58,10 +58,13 @@ def test_every_claim_has_a_command_a_figure_and_a_commit() -> None:
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_every_claim_of_a_benchmark_is_listed_with_what_came_out(path: Path) -> None:
     listed = {row["claim"]: row for row in table(CLAIMS.read_text(encoding="utf-8"))}
-    claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
+    result = json.loads(path.read_text(encoding="utf-8"))
+    claims, (commit, _, changes) = result["claims"], result["commit"].partition("+")
     assert {claim["claim"] for claim in claims} - set(listed) == set()
     for claim in claims:
         assert set(claim) == {"claim", "value", "limit", "holds"}
+        assert float(listed[claim["claim"]]["figure"].split()[0]) == round(claim["value"], 4), claim
+        assert listed[claim["claim"]]["commit"] == commit[:12] + ("+" if changes else ""), claim
         assert ("DOES NOT HOLD" in listed[claim["claim"]]["figure"]) != claim["holds"], claim
 
 
