@@ -147,7 +147,7 @@ def _match(client: "MlflowClient", line: str, number: int, challenger: models.Re
         auroc = image_auroc(bundle, trial.shards, raw, rows)
     if not left_out:
         return _found(auroc, challenger.image_auroc, 0)
-    normals = len(rows) - len(trial.shards.rows(label="anomalous"))
+    normals = len(trial.shards.rows(label="normal")) - left_out
     if normals < FEWEST_NORMALS:
         raise WTFlowError(
             f"the test set has {normals} normal images of parts that version {number} was not trained on, and "
