@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipelines.lines import read_params
+from tests.guards.closure import ROOT
 from tests.tiny_line import train_params, trained
 from wtflow.artefact import read_json, write_json
 from wtflow.batches import Batch, PlaceBatches, build_batches
@@ -16,11 +18,13 @@ from wtflow.detector import Scorer
 from wtflow.errors import DigestError, WTFlowError
 from wtflow.flow.coupling import build_coupling
 from wtflow.flow.loss import time_weight
+from wtflow.params import merged
 from wtflow.scoring.density import LEAST
 from wtflow.training import (
     Epoch,
     Place,
     TrainingState,
+    TrainParams,
     _share,
     _sum_y2,
     ahead,
@@ -32,6 +36,20 @@ from wtflow.training import (
 )
 
 PLACES = {"batches": {"kind": "places"}, "velocity": {"kind": "location"}}
+SMALL = {
+    "epochs": 4,
+    "batches": {"places": 64, "steps": 5},
+    "velocity": {"width": 8},
+    "calibration": {"target_fpr": 0.2},
+}
+
+
+def shipped() -> TrainParams:
+    """The settings of params.yaml, made small."""
+    return TrainParams.parse(merged(read_params(ROOT / "params.yaml")["train"], SMALL), "tests")
+
+
+SETTINGS = pytest.mark.parametrize("params", [train_params(epochs=4), shipped()], ids=["plain", "shipped"])
 
 
 class Stop(Exception):
@@ -74,11 +92,12 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_same_seed_gives_the_same_bits_whatever_came_before(tiny_fit: FeatureShards) -> None:
-    first = trained(tiny_fit, train_params())
+@SETTINGS
+def test_the_same_seed_gives_the_same_bits_whatever_came_before(tiny_fit: FeatureShards, params: TrainParams) -> None:
+    first = trained(tiny_fit, params)
     torch.randn(17)  # the global generator is somewhere else now
-    again = trained(tiny_fit, train_params())
-    other = trained(tiny_fit, train_params(seed=1))
+    again = trained(tiny_fit, params)
+    other = trained(tiny_fit, params.model_copy(update={"seed": 1}))
     assert same(weights(first), weights(again))
     assert first.history == again.history
     assert not same(weights(first), weights(other))
@@ -120,8 +139,10 @@ def test_the_backbone_s_statistics_normalise_the_training_images(tiny_fit: Featu
     assert ((std - 1).abs() < 1e-2).all()
 
 
-def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(tiny_fit: FeatureShards, tmp_path: Path) -> None:
-    params = train_params(epochs=4)
+@SETTINGS
+def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
+    tiny_fit: FeatureShards, tmp_path: Path, params: TrainParams
+) -> None:
     whole = trained(tiny_fit, params)
 
     def save_and_stop(state: TrainingState, epoch: Epoch) -> None:
@@ -135,6 +156,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(tiny_fit: Feat
     resumed.load(tmp_path)
     assert [epoch.epoch for epoch in resumed.history] == [0, 1]
     train(resumed, tiny_fit, params)
+    finish(resumed, tiny_fit)
     assert same(weights(resumed), weights(whole))
     assert resumed.history == whole.history
 
