@@ -38,7 +38,7 @@ def main() -> None:
     for line in product_lines():
         extract_features(line)
         rows += [_row(line, size) for size in SIZES]
-        publish("small_lines", rows, claims(rows))
+    publish("small_lines", rows, claims(rows))
 
 
 def claims(rows: list[dict[str, Any]]) -> list[Claim]:

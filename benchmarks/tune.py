@@ -22,6 +22,7 @@ from benchmarks.product_lines import PLACE, PROJECT, ProductLine, image_auroc, p
 from benchmarks.report import Claim, at_least, at_most, parse_no_arguments, publish
 from pipelines.lines import read_params
 from pipelines.search_space import nested
+from wtflow.errors import WTFlowError
 from wtflow.params import merged
 from wtflow.training import TrainParams
 
@@ -29,6 +30,7 @@ LINE = "solar-mono"
 SEEDS = (0, 1, 2)
 WORK = PLACE / "tune_search"
 TRIAL = re.compile(r"^trial (\d+): ", re.MULTILINE)
+NO_CHANGE = "nothing to change"
 BEST = re.compile(rf"^Best for {LINE}: (.+)$", re.MULTILINE)
 
 
@@ -42,6 +44,8 @@ def main() -> None:
     printed = _search()
     minutes = (time.perf_counter() - began) / 60
     best = BEST.search(printed)
+    if best is None and NO_CHANGE not in printed:
+        raise WTFlowError(f"the search did not say what is best:\n{printed}")
     changes = (
         {key: yaml.safe_load(value) for key, value in (pair.split(": ") for pair in best[1].split(", "))}
         if best
