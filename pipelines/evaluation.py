@@ -9,6 +9,7 @@ Uncertain images are scored, and counted by themselves: no headline figure knows
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,10 @@ class Evaluation:
 
     def auroc_interval(self) -> Interval | None:
         """Where image AUROC lies with 95 %, groups of images drawn anew; None where it is."""
+        return self._auroc_interval
+
+    @cached_property
+    def _auroc_interval(self) -> Interval | None:
         labels = [self.labelled(label) for label in ("normal", "anomalous")]
         normal, anomalous = (
             (np.array([image.verdict.score for image in images]), [image.group for image in images])
