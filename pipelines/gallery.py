@@ -45,9 +45,10 @@ class Gallery:
 
 
 def galleries(evaluation: Evaluation, raw: Path, size: int) -> list[Gallery]:
-    """The hardest `size` normal and anomalous images, then half as many of the plainest anomalies."""
+    """The hardest `size` normal and anomalous images, then half as many from among the other anomalous ones."""
     normal = sorted(evaluation.labelled("normal"), key=lambda image: (-image.verdict.score, image.image_id))
     anomalous = sorted(evaluation.labelled("anomalous"), key=lambda image: (image.verdict.score, image.image_id))
+    others, shown = anomalous[size:], min(size // 2, len(anomalous[size:]))
     chosen = [
         (
             "Normal images with the highest scores",
@@ -62,9 +63,10 @@ def galleries(evaluation: Evaluation, raw: Path, size: int) -> list[Gallery]:
             anomalous[:size],
         ),
         (
-            "Anomalous images with the highest scores",
-            "The plainest cases. The heat should lie on the defect and not beside it.",
-            anomalous[::-1][: size // 2],
+            "Other anomalous images",
+            "At even steps through the scores above those: what is usual, neither the hardest nor the plainest. The heat "
+            "should lie on the defect and not beside it.",
+            [others[(2 * number + 1) * len(others) // (2 * shown)] for number in range(shown)],
         ),
     ]
     return [

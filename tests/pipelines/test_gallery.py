@@ -28,14 +28,20 @@ def paths(raw: Path, size: int) -> list[list[str]]:
 
 
 def test_the_hardest_images_come_first(tmp_path: Path) -> None:
-    normal, missed, plain = paths(tmp_path, 2)
+    normal, missed, _ = paths(tmp_path, 2)
     assert normal == ["normal/4.png", "normal/3.png"]
     assert missed == ["anomalous/0.png", "anomalous/1.png"]
-    assert plain == ["anomalous/3.png"]
+
+
+def test_the_other_anomalous_images_are_at_even_steps(tmp_path: Path) -> None:
+    images = [scored_image(tmp_path, f"{number}.png", "anomalous", 0.1 * number) for number in range(14)]
+    missed, others = galleries(evaluation_of(images, tmp_path), tmp_path, 4)
+    assert [card.image.path for card in missed.cards] == [f"{number}.png" for number in range(4)]
+    assert [card.image.path for card in others.cards] == ["6.png", "11.png"]  # of the ten from 4 to 13
 
 
 def test_a_gallery_larger_than_the_line_shows_every_image_once(tmp_path: Path) -> None:
-    assert [len(set(shown)) for shown in paths(tmp_path, 50)] == [5, 4, 4]
+    assert [len(set(shown)) for shown in paths(tmp_path, 50)] == [5, 4]
 
 
 def test_a_gallery_of_none_reads_no_picture(tmp_path: Path) -> None:
@@ -70,7 +76,7 @@ def test_a_photograph_that_is_not_the_scored_one_is_refused(tmp_path: Path) -> N
 
 def test_a_mask_is_outlined_on_the_heat_map_alone(tmp_path: Path) -> None:
     evaluation = evaluation_of(scored_images(tmp_path, masks=True), tmp_path)
-    normal, anomalous, _ = galleries(evaluation, tmp_path, 6)
+    normal, anomalous = galleries(evaluation, tmp_path, 6)
     assert all(card.outlined for card in anomalous.cards)
     assert not any(card.outlined for card in normal.cards)
 
