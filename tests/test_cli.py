@@ -1,5 +1,6 @@
 import asyncio
 import base64
+import csv
 import json
 import os
 import shutil
@@ -89,6 +90,23 @@ def test_the_others_are_scored_after_a_bad_image(tiny_bundle: Path, folder: Path
     assert "3 of 4 images could not be scored" in err
     status, out, err = score(tiny_bundle, *asked)
     assert (status, good.name in out, "text.png" in out) == (1, True, False)
+
+
+def test_a_csv_file_has_a_row_an_image(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    good = tmp_path / "Träger, 1.png"
+    shutil.copyfile(next(folder.glob("cell*.png")), good)
+    (tmp_path / "text.png").write_text("hello")
+    table = tmp_path / "out" / "verdicts.csv"
+    assert score(tiny_bundle, good, tmp_path / "text.png", "--csv", table)[0] == 1
+    rows = list(csv.DictReader(table.open(encoding="utf-8-sig", newline="")))
+    (said,) = lines(score(tiny_bundle, good, "--json")[1])
+    assert rows[0] == {**{key: str(value) for key, value in said.items()}, "reason": "", "message": ""}
+    assert (rows[1]["path"], rows[1]["reason"], rows[1]["score"]) == (str(tmp_path / "text.png"), "not_an_image", "")
+    assert len(rows) == 2
+    assert table.read_bytes().startswith("\ufeff".encode())  # else Excel shows a word of two letters for an umlaut
+
+    status, _, err = score(tiny_bundle, good, "--csv", "/proc/verdicts.csv")
+    assert (status, "verdicts.csv" in err) == (1, True)
 
 
 def test_the_others_are_scored_after_one_whose_score_is_not_finite(

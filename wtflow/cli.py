@@ -8,6 +8,7 @@ What takes seconds to import is imported by the command that needs it: `--help`,
 not wait for torch.
 """
 
+import csv
 import errno
 import json
 import os
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from wtflow.detector import Detector, Verdict
 
 OVERLAY_SUFFIX = ".overlay.png"
+SAID = ("score", "p_value", "threshold", "is_anomalous", "needs_review")
+"""Figures of a verdict, named as in the service's reply."""
 
 
 class Commands(TyperGroup):
@@ -94,6 +97,7 @@ class Photograph:
     epilog="\b\nexamples:\n"
     "  wtflow score models/solar-mono cell.png\n"
     "  wtflow score models/solar-mono photographs/ --overlay heat/\n"
+    "  wtflow score models/solar-mono photographs/ --csv verdicts.csv\n"
     "  wtflow score models/solar-mono photographs/ --json > verdicts.jsonl"
 )
 def score(
@@ -109,6 +113,10 @@ def score(
             help="Write each photograph with its heat map laid over it to this folder.",
         ),
     ] = None,
+    csv_file: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="FILE", dir_okay=False, help="Write a row an image to this file, for Excel."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads to compute with; 0: all cores it may use.")] = 1,
 ) -> None:
     """Score photographs: score, p-value, decision. An image that cannot be read, or an overlay that
@@ -123,6 +131,7 @@ def score(
     loaded = load_bundle(bundle)
     detector = loaded.detector()
     verdicts: list[tuple[Path, Verdict]] = []
+    said: list[dict[str, Any]] = []
     bad = 0
     aside = Console(stderr=True)
     for photograph in track(wanted, console=aside, transient=True, disable=json_lines or not aside.is_terminal):
@@ -132,11 +141,16 @@ def score(
             verdict = detector.verdicts([picture])[0]
         except (ImageError, OSError) as error:
             bad += 1
-            _report(photograph, error, loaded.digest if json_lines else None)
+            said.append({"path": str(photograph.path), "bundle_digest": loaded.digest, **_why(error)})
+            if json_lines:
+                typer.echo(json.dumps(said[-1]))
+            typer.echo("error: {path}: {reason}: {message}".format(**said[-1]), err=True)
             continue
         verdicts.append((photograph.path, verdict))
+        figures = {name: getattr(verdict, name) for name in SAID}
+        said.append({"path": str(photograph.path), "bundle_digest": loaded.digest, **figures})
         if json_lines:
-            _echo_line(photograph, loaded.digest, said(verdict))
+            typer.echo(json.dumps(said[-1]))
         if overlays is not None:
             try:
                 _write_overlay(targets[photograph], picture, verdict, detector)
@@ -145,6 +159,8 @@ def score(
                 typer.echo(f"error: {targets[photograph]}: {error.strerror or error}", err=True)
     if verdicts and not json_lines:
         console().print(verdict_table(verdicts))
+    if csv_file is not None:
+        _write_csv(csv_file, said)
     if bad:
         drawn = "" if overlays is None else " or drawn"
         typer.echo(f"error: {bad} of {len(wanted)} images could not be scored{drawn}", err=True)
@@ -249,12 +265,6 @@ def overlay_paths(wanted: Sequence[Photograph], folder: Path) -> dict[Photograph
     return {photograph: path for path, photograph in taken.items()}
 
 
-def said(verdict: "Verdict") -> dict[str, Any]:
-    """A verdict's figures, named as in the service's reply."""
-    fields = ("score", "p_value", "threshold", "is_anomalous", "needs_review")
-    return {field: getattr(verdict, field) for field in fields}
-
-
 def described(bundle: "Bundle") -> dict[str, Any]:
     """What `inspect` says, as plain values."""
     from wtflow import cost
@@ -285,18 +295,18 @@ def described(bundle: "Bundle") -> dict[str, Any]:
     }
 
 
-def _echo_line(photograph: Photograph, bundle_digest: str, facts: Mapping[str, Any]) -> None:
-    typer.echo(json.dumps({"path": str(photograph.path), "bundle_digest": bundle_digest, **facts}))
+def _why(error: ImageError | OSError) -> dict[str, str]:
+    if isinstance(error, ImageError):
+        return {"reason": error.reason, "message": str(error)}
+    return {"reason": "unreadable", "message": error.strerror or str(error)}
 
 
-def _report(photograph: Photograph, error: ImageError | OSError, bundle_digest: str | None) -> None:
-    """On standard error; with a digest, also as a line of JSON."""
-    reason, message = (
-        (error.reason, str(error)) if isinstance(error, ImageError) else ("unreadable", error.strerror or str(error))
-    )
-    if bundle_digest is not None:
-        _echo_line(photograph, bundle_digest, {"reason": reason, "message": message})
-    typer.echo(f"error: {photograph.path}: {reason}: {message}", err=True)
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """With the mark at its start by which Excel knows UTF-8."""
+    with replacing(path) as draft, draft.open("w", newline="", encoding="utf-8-sig", errors="backslashreplace") as file:
+        table = csv.DictWriter(file, ("path", *SAID, "reason", "message", "bundle_digest"))
+        table.writeheader()
+        table.writerows(rows)
 
 
 def _write_overlay(path: Path, picture: Image.Image, verdict: "Verdict", detector: "Detector") -> None:
