@@ -4,6 +4,9 @@ import platform
 import subprocess
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
+
+import yaml
 
 LIBRARIES = ("torch", "timm", "numpy", "pillow", "safetensors")
 
@@ -20,6 +23,17 @@ def code_commit(paths: Sequence[str]) -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return (commit or "uncommitted") + ("+changes" if changed else "")
+
+
+def stage_sources(stage: str, root: Path = Path()) -> list[str]:
+    """The source files of a stage as `root`/dvc.yaml lists them, from `root`; a folder stands for the files in it."""
+    stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    found: list[str] = []
+    for dep in stages[stage]["do"]["deps"]:
+        if dep.startswith(("pipelines/", "wtflow/")):
+            inside = sorted((root / dep).glob("**/*.py"))
+            found += [str(path.relative_to(root)) for path in inside] or [dep]
+    return found
 
 
 def library_versions() -> dict[str, str]:

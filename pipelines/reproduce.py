@@ -25,7 +25,7 @@ from pipelines.command import call, parser
 from pipelines.environment import RunSettings
 from pipelines.lines import LINE_STAGES, NAME_RULE, is_line_name, read_params
 from pipelines.preset import check, read_preset, read_presets
-from pipelines.provenance import code_commit
+from pipelines.provenance import code_commit, stage_sources
 from wtflow.artefact import digest_of, read_json, replacing, sha256_file, write_json
 from wtflow.data.tree import files
 from wtflow.errors import WTFlowError
@@ -177,11 +177,7 @@ def source_of(folder: Path) -> str:
 
 def code_of_stages() -> dict[str, str]:
     """A digest of each stage's source files, as dvc.yaml lists them."""
-    stages = yaml.safe_load((CODE / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    sources = {
-        stage: [dep for dep in stages[stage]["do"]["deps"] if dep.startswith(("pipelines/", "wtflow/"))]
-        for stage in STAGES
-    }
+    sources = {stage: stage_sources(stage, CODE) for stage in STAGES}
     digests = {path: sha256_file(CODE / path) for path in {path for paths in sources.values() for path in paths}}
     return {stage: digest_of({path: digests[path] for path in paths}) for stage, paths in sources.items()}
 

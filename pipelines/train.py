@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 
 from pipelines.adapters import ray_train
@@ -18,7 +17,7 @@ from pipelines.adapters.tracking import TrainingRun
 from pipelines.environment import RunSettings, progress
 from pipelines.kept_field import field_digest, keep_field, kept_field
 from pipelines.lines import line_params
-from pipelines.provenance import code_commit, library_versions
+from pipelines.provenance import code_commit, library_versions, stage_sources
 from pipelines.stage import run
 from wtflow.artefact import digest_of, replacing, sha256_file
 from wtflow.bundle import BundleConfig, write_bundle
@@ -141,10 +140,9 @@ def bundle_config(params: TrainParams, shards: FeatureShards, scorer: Scorer) ->
     )
 
 
-def code_digests(dvc_file: Path = Path("dvc.yaml")) -> dict[str, str]:
-    """SHA-256 of each source file that this stage depends on, as dvc.yaml lists them."""
-    deps = yaml.safe_load(dvc_file.read_text(encoding="utf-8"))["stages"]["train"]["do"]["deps"]
-    return {dep: sha256_file(Path(dep)) for dep in deps if dep.endswith(".py")}
+def code_digests() -> dict[str, str]:
+    """SHA-256 of each source file that this stage depends on."""
+    return {path: sha256_file(Path(path)) for path in stage_sources("train")}
 
 
 def _write(

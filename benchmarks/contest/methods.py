@@ -3,11 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
 from benchmarks.contest.trial import Method
 from benchmarks.product_lines import PROJECT, ProductLine, laid_over
 from pipelines.preset import DEFAULT
+from pipelines.provenance import stage_sources
 from wtflow.params import merged
 from wtflow.training import TrainParams
 
@@ -95,6 +94,5 @@ def _neighbours(line: ProductLine) -> Method:
 
 
 def _train_code() -> list[str]:
-    """The library's files behind the train stage, as dvc.yaml lists them."""
-    stages = yaml.safe_load((PROJECT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    return [path for path in stages["train"]["do"]["deps"] if path.startswith("wtflow/")]
+    """The library's files behind the train stage."""
+    return [path for path in stage_sources("train", PROJECT) if path.startswith("wtflow/")]

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.numpy import load_file
 from scipy.stats import betabinom
 
@@ -31,6 +32,20 @@ TARGET_FPR = 0.05
 PEERS_PYTHON = "WTFLOW_PEERS_PYTHON"
 PEER_LEVELS = (2, 3)
 """Strides 8 and 16, as WT-Flow has them; PatchCore takes these from a ResNet, PaDiM and FastFlow also stride 4."""
+SHARED_CODE = (
+    "benchmarks/contest/contender.py",
+    "benchmarks/contest/trial.py",
+    "pipelines/evaluation.py",
+    "wtflow/data/images.py",
+    "wtflow/data/masks.py",
+    "wtflow/features/backbone.py",
+    "wtflow/features/lean.py",
+    "wtflow/scoring/anomaly_map.py",
+    "wtflow/scoring/calibration.py",
+    "wtflow/scoring/histogram.py",
+    "wtflow/scoring/metrics.py",
+)
+"""Source files that decide the figures of every method."""
 KEPT_BY_MALLOC = 256 * 2**20
 
 
@@ -71,14 +86,14 @@ def measure(method: Method, line: ProductLine, seed: int) -> dict[str, Any]:
 
 
 def key(method: Method, line: ProductLine, seed: int) -> str:
-    """Digest of method, settings, code, backbone, split and seed. Comments and docstrings do not count."""
+    """Digest of method, settings, code, torch, backbone, split and seed. Comments and docstrings do not count."""
     backbone = {name: _backbone(method, line)[name] for name in ("name", "sha256", "levels", "image_size")}
-    sources = [f"{method.module.replace('.', '/')}.py", *method.code]
+    sources = [f"{method.module.replace('.', '/')}.py", *method.code, *SHARED_CODE]
     return digest_of(
         {
             "method": [method.name, method.module, method.settings],
             "code": {source: _code(PROJECT / source) for source in sources},
-            "packages": _pins() if method.anomalib else [],
+            "packages": [f"torch=={torch.__version__}", *(_pins() if method.anomalib else [])],
             "backbone": backbone,
             "split": split_digest(line),
             "seed": seed,
