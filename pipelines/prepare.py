@@ -18,7 +18,7 @@ from pipelines.environment import RunSettings, progress
 from pipelines.false_alarms import holds, images_needed
 from pipelines.lines import line_params
 from pipelines.stage import run
-from wtflow.data.manifest import PrepareParams, cut_from_train, split_of, write_findings, write_rejected
+from wtflow.data.manifest import PrepareParams, cut_from_train, split_of, write_table
 from wtflow.data.prepare import Prepared, prepare
 from wtflow.errors import WTFlowError
 from wtflow.params import Section
@@ -42,8 +42,8 @@ def main(line: str) -> None:
     prepared = _prepare_with_bar(Path("data/raw") / line, line, params)
     folder = Path("data/prepared") / line
     prepared.manifest.write(folder / "manifest.parquet")
-    write_rejected(prepared.rejected, folder / "rejected.parquet")
-    write_findings(prepared.findings, folder / "findings.parquet")
+    write_table(prepared.rejected, folder / "rejected.parquet")
+    write_table(prepared.findings, folder / "findings.parquet")
     Console().print(*_tables(prepared), sep="\n")
     if warning := _too_few_to_calibrate(prepared, params):
         Console().print(Text(warning, style="bold red"), soft_wrap=True)

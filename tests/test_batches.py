@@ -75,6 +75,7 @@ def test_shares_by_hand() -> None:
     assert shares(torch.tensor([1.0, 3.0]), 1.0).tolist() == [0.25, 0.75]
     assert shares(torch.tensor([1.0, 3.0]), 2.0).tolist() == [0.1, 0.9]
     assert shares(torch.tensor([0.0, 3.0]), 0.0).tolist() == [0.5, 0.5]
+    assert shares(torch.zeros(2), 1.0).tolist() == [0.5, 0.5]
 
 
 def test_a_small_pool_holds_as_many_different_places_of_every_image(tiny_fit: FeatureShards, fusion: Fusion) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from wtflow.bundle import BundleConfig, load_bundle, write_bundle
 from wtflow.data.images import ImageLimits, preprocess
-from wtflow.data.manifest import Manifest, PrepareParams, write_rejected
+from wtflow.data.manifest import Manifest, PrepareParams, write_table
 from wtflow.data.prepare import prepare
 from wtflow.data.shards import FeatureShards
 from wtflow.features.backbone import BackboneParams, build_backbone, load_weights
@@ -101,7 +101,7 @@ def write_prepared(raw: Path, folder: Path) -> Manifest:
     """Both tables of the prepare stage."""
     prepared = prepare(raw, LINE, PrepareParams.parse(PREPARE, "tests"))
     prepared.manifest.write(folder / "manifest.parquet")
-    write_rejected(prepared.rejected, folder / "rejected.parquet")
+    write_table(prepared.rejected, folder / "rejected.parquet")
     return prepared.manifest
 
 

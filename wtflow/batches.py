@@ -153,9 +153,10 @@ def build_batches(
 
 
 def shares(square_N: Tensor, rarity: float) -> Tensor:
-    """Probability of each place to be drawn, float64, from the mean square of its x0."""
+    """Probability of each place to be drawn, float64, from the mean square of its x0; all alike if it is 0 at each."""
     weight_N = square_N.double().pow(rarity)
-    return weight_N / weight_N.sum()
+    total = weight_N.sum()
+    return weight_N / total if total > 0 else torch.full_like(weight_N, 1 / len(weight_N))
 
 
 def moved(levels: dict[int, Tensor], device: torch.device) -> dict[int, Tensor]:

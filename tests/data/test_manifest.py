@@ -15,7 +15,7 @@ from wtflow.data.manifest import (
     cut_from_train,
     read_rejected,
     split_of,
-    write_rejected,
+    write_table,
 )
 from wtflow.errors import DigestError, WTFlowError
 
@@ -117,7 +117,7 @@ def test_null_is_allowed_for_a_mask_only() -> None:
 def test_rejected_round_trip(tmp_path: Path) -> None:
     rows = [{"path": "a.png", "line": "alpha", "reason": "truncated", "detail": "cut off"}]
     table = pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
-    write_rejected(table, tmp_path / "rejected.parquet")
+    write_table(table, tmp_path / "rejected.parquet")
     assert read_rejected(tmp_path / "rejected.parquet").equals(table)
     with pytest.raises(WTFlowError, match="other columns"):
         Manifest.read(tmp_path / "rejected.parquet")

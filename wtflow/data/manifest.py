@@ -124,7 +124,7 @@ class Manifest:
         """Write a Parquet file in one step."""
         facts = {"line": self.line, "data_version": self.data_version, "digest": self.digest}
         note = {b"wtflow": json.dumps(facts, sort_keys=True).encode()}
-        _write(self.table.replace_schema_metadata(note), path)
+        write_table(self.table.replace_schema_metadata(note), path)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -143,19 +143,15 @@ class Manifest:
         return manifest
 
 
-def write_rejected(table: pa.Table, path: Path) -> None:
-    """Write a table of `REJECTED_SCHEMA` in one step."""
-    _write(table, path)
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table, such as one of `REJECTED_SCHEMA` or `FINDINGS_SCHEMA`, in one step."""
+    with replacing(path) as draft:
+        pq.write_table(table, draft, compression="zstd")
 
 
 def read_rejected(path: Path) -> pa.Table:
-    """Read what `write_rejected` wrote."""
+    """Read a table of `REJECTED_SCHEMA`."""
     return _read(path, REJECTED_SCHEMA)
-
-
-def write_findings(table: pa.Table, path: Path) -> None:
-    """Write a table of `FINDINGS_SCHEMA` in one step."""
-    _write(table, path)
 
 
 def split_of(group: str, params: PrepareParams) -> Split:
@@ -174,11 +170,6 @@ def cut_from_train(group: str, params: PrepareParams) -> Split:
 def _place(group: str, salt: str) -> float:
     """Uniform in [0, 1): a fixed place for each group."""
     return int(sha256_bytes(f"{salt}:{group}".encode()), 16) / 2.0**256
-
-
-def _write(table: pa.Table, path: Path) -> None:
-    with replacing(path) as draft:
-        pq.write_table(table, draft, compression="zstd")
 
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:

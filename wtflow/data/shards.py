@@ -45,10 +45,9 @@ class FeatureShards:
     def open(cls, folder: Path, verify: bool = True) -> "FeatureShards":
         """Open a folder that `seal` closed. `verify` reads every file once and compares its SHA-256."""
         header = read_json(folder / "index.json")
-        if header.get("format") != FORMAT:
-            raise WTFlowError(
-                f"{folder / 'index.json'}: format {header.get('format')}, this version reads {FORMAT}. Extract again."
-            )
+        found = header.get("format") if isinstance(header, dict) else None
+        if found != FORMAT:
+            raise WTFlowError(f"{folder / 'index.json'}: format {found}, this version reads {FORMAT}. Extract again.")
         for name, digest in header["files"].items() if verify else ():
             path = folder / name
             if not path.is_file() or sha256_file(path) != digest:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from wtflow.artefact import canonical_json, digest_of, save_tensors, sha256_bytes
 from wtflow.data.images import ImageLimits, decode, preprocess
-from wtflow.data.manifest import REJECTED_SCHEMA, write_rejected
+from wtflow.data.manifest import REJECTED_SCHEMA, write_table
 from wtflow.data.shards import REJECTED, part_name, seal
 from wtflow.errors import ImageError, WTFlowError
 from wtflow.features.augment import AugmentParams, source_of, varied
@@ -316,7 +316,7 @@ def _assemble(
             save_tensors(path, gather(found), metadata={"wtflow": note})
         index += [{**chunk[place], "partition": number, "row": row} for row, place in enumerate(kept)]
     table = pa.Table.from_pylist(sorted(rejected.values(), key=lambda one: one["path"]), schema=REJECTED_SCHEMA)
-    write_rejected(table, folder / REJECTED)
+    write_table(table, folder / REJECTED)
     save_tensors(folder / "backbone.safetensors", job.backbone.network.state_dict())
     seal(
         folder,
