@@ -64,8 +64,8 @@ def galleries(evaluation: Evaluation, raw: Path, size: int) -> list[Gallery]:
         ),
         (
             "Other anomalous images",
-            "At even steps through the scores above those: what is usual, neither the hardest nor the plainest. The heat "
-            "should lie on the defect and not beside it.",
+            "At even steps through the scores above those: neither the hardest nor the plainest. "
+            "The heat should lie on the defect and not beside it.",
             [others[(2 * number + 1) * len(others) // (2 * shown)] for number in range(shown)],
         ),
     ]
