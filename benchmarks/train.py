@@ -141,9 +141,9 @@ def _loading(line: ProductLine) -> dict[str, Any]:
 
 
 def _cached(line: ProductLine, repeats: int = REPEATS) -> dict[str, Any]:
-    """Epochs on the cached features, and epochs that first send every training image through the backbone. An epoch has
-    as many steps however many images there are, so the more images, and the larger the backbone, the more the cache
-    saves."""
+    """Epochs on the cached features (the pool filled once in `PIECE`), and an epoch that first sends every training
+    image through the backbone. An epoch has as many steps however many images there are, so the more images, and the
+    larger the backbone, the more the cache saves."""
     params = line.train_params
     cached: list[float] = []
     anew: list[float] = []
@@ -161,7 +161,7 @@ def _cached(line: ProductLine, repeats: int = REPEATS) -> dict[str, Any]:
             _epochs(state, FeatureShards.open(features), params, PIECE)
             cached.append((_clock() - began) / PIECE)
     return {
-        "what": f"epoch on cached features (filling included once in {PIECE}), and on features computed anew",
+        "what": "epoch on cached features, and anew",
         "line": line.name,
         "backbone": line.extract_params.backbone.name,
         "images": len(line.manifest.rows("train")),
