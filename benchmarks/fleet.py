@@ -65,7 +65,8 @@ def main() -> None:
                 trained[line] = float(seconds)
                 ends.append(time.perf_counter())
                 starts.append(ends[-1] - trained[line])
-        process.wait()
+        if process.wait():
+            raise SystemExit(f"the fleet ended with status {process.returncode}: see above")
     wall, busy = time.perf_counter() - began, max(ends) - min(starts)
     quarter = len(memory) // 4
     row = {
