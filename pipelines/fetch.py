@@ -5,6 +5,7 @@ s3://bucket/prefix -> data/raw/<line>/, as it lies in the bucket
 """
 
 import csv
+import errno
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipelines.adapters.s3 import Bucket, Fetched, S3Settings
 from pipelines.environment import RunSettings, progress
 from pipelines.lines import fetch_params
 from pipelines.stage import run
-from wtflow.artefact import replacing
+from wtflow.artefact import put, replacing
 from wtflow.errors import WTFlowError
 from wtflow.params import Section
 
@@ -53,17 +54,19 @@ def main(line: str) -> None:
 
 def fetch_bucket(line: str, url: str, raw: Path) -> None:
     """Bring what is new or changed. Unfinished work waits in the work folder for the same command."""
+    _check_place(raw)
     place = RunSettings().work / "fetch"
     work = place / line
-    if raw.is_dir() and not work.exists():  # of an earlier run: what is still right is not downloaded again
-        shutil.copytree(raw, work, copy_function=shutil.copyfile)
+    bucket = Bucket(url, S3Settings())
     with progress(f"fetch {line}", total=0) as bar:
         task = bar.task_ids[0]
-        fetched = Bucket(url, S3Settings()).fetch(
-            work, place / f"{line}.jsonl", lambda done, total: bar.update(task, completed=done, total=total)
+        objects = bucket.listing()
+        if raw.is_dir() and not work.exists():  # of an earlier run: what is still right is not downloaded again
+            _copy(raw, work)
+        fetched = bucket.fetch(
+            objects, work, place / f"{line}.jsonl", lambda done, total: bar.update(task, completed=done, total=total)
         )
-    with replacing(raw) as draft:
-        shutil.move(work, draft)
+    _hand_over(work, raw)
     Console().print(said(line, url, fetched), highlight=False, markup=False, soft_wrap=True)
 
 
@@ -86,6 +89,7 @@ def said(line: str, url: str, fetched: Fetched) -> str:
 
 def fetch_package(package: Path, select: str | None, raw: Path) -> None:
     """Copy the images of one cell type, and write their labels.csv."""
+    _check_place(raw)
     with replacing(raw) as draft:
         (draft / "images").mkdir(parents=True)
         with (draft / "labels.csv").open("w", encoding="utf-8", newline="") as file:
@@ -96,6 +100,41 @@ def fetch_package(package: Path, select: str | None, raw: Path) -> None:
                     copied = f"images/{Path(path).name}"
                     shutil.copyfile(_image(package, path), draft / copied)
                     labels.writerow([copied, probability, cell])
+
+
+def _check_place(raw: Path) -> None:
+    if not raw.is_dir() and (raw.is_symlink() or raw.exists()):
+        raise WTFlowError(
+            f"{raw}: has to be a folder, or absent; it is a file, or a link to nothing. Mount the disk it leads to, or "
+            "remove it; then type the same command again."
+        )
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy what files there are; a link to nothing is left out. Raises the first `OSError`, which `shutil.copytree`
+    would hide among others."""
+    target.mkdir(parents=True)
+    for path in source.rglob("*"):
+        if path.is_file():
+            copied = target / path.relative_to(source)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copied)
+
+
+def _hand_over(work: Path, raw: Path) -> None:
+    """Put the folder `work` in the place of `raw`. If that fails it stays where it is."""
+    raw.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        put(work, raw)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise WTFlowError(
+                f"{raw}: cannot be replaced ({error.strerror}). Is it a mount point, or may you not write beside it? "
+                f"Mend that, then type the same command again: the download is kept in {work}."
+            ) from None
+        with replacing(raw) as draft:  # on another disk
+            _copy(work, draft)
+        shutil.rmtree(work)
 
 
 def _package_folder(package: str) -> Path:

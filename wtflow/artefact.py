@@ -56,19 +56,25 @@ def replacing(path: Path) -> Iterator[Path]:
     draft = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
         yield draft
-        if path.is_dir() and draft.is_dir():
-            old = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-            path.rename(old)
-            try:
-                draft.rename(path)
-            except OSError:
-                old.rename(path)
-                raise
-            _remove(old)
-        else:
-            draft.replace(path)
+        put(draft, path)
     finally:
         _remove(draft)
+
+
+def put(source: Path, path: Path) -> None:
+    """Rename `source`, a file or a folder of the same file system, to `path`, and remove what was there. On an
+    exception both are as before."""
+    if path.is_dir() and source.is_dir():
+        old = path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+        path.rename(old)
+        try:
+            source.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+        _remove(old)
+    else:
+        source.replace(path)
 
 
 def _remove(path: Path) -> None:

@@ -10,9 +10,10 @@ import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Event, Lock
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import boto3
 from botocore import exceptions as boto
 from botocore.config import Config
+from botocore.httpchecksum import StreamingChecksumBody
 from botocore.parsers import ResponseParserError
 from pydantic import PositiveFloat, PositiveInt
 from pydantic_settings import SettingsConfigDict
@@ -37,6 +39,8 @@ PAGE = 1000
 """Objects of a page of the listing."""
 USUAL_PARTS = tuple(mebibytes << 20 for mebibytes in (5, 8, 10, 15, 16, 25, 32, 50, 64, 100, 128, 256, 512, 1024))
 """Sizes of the parts in which the usual programmes upload."""
+EXPIRED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
+"""Codes of credentials that are refused with status 400."""
 AT_ONCE = 10_000
 """Objects that wait for a connection at the same time: what a queue of a million would take of memory."""
 
@@ -118,16 +122,19 @@ class Bucket:
         self._lock, self._stop = Lock(), Event()
         self._client = self._connect()
 
-    def fetch(self, folder: Path, journal: Path, on_object: Callable[[int, int], None]) -> Fetched:
-        """Make `folder` hold the objects and nothing else. What is there and right is kept; `journal` remembers of an
-        object whose ETag is no MD5 which bytes it was. `on_object` hears (done, total)."""
-        objects = self.listing()
+    def fetch(
+        self, objects: Sequence[S3Object], folder: Path, journal: Path, on_object: Callable[[int, int], None]
+    ) -> Fetched:
+        """Make `folder` hold the objects of the listing and nothing else. What is there and right is kept; `journal`
+        remembers of an object whose ETag is no MD5 which bytes it was. `on_object` hears (done, total)."""
         known = _read_journal(journal)
         folder.mkdir(parents=True, exist_ok=True)
         _remove_others(folder, {one.path for one in objects})
         journal.parent.mkdir(parents=True, exist_ok=True)
         on_object(0, len(objects))
+        torn = _is_torn(journal)
         with journal.open("a", encoding="utf-8") as notes:
+            notes.write("\n" if torn else "")
 
             def bring(one: S3Object) -> None:
                 if self._stop.is_set():
@@ -216,54 +223,75 @@ class Bucket:
         return self._patiently(lambda: self._download(one, path), f"{self.url}: {one.key!r}"), False
 
     def _download(self, one: S3Object, path: Path) -> str:
+        """The MD5 of the object's bytes, now at `path`. If nothing explains its ETag the object is asked for once more,
+        which is no failed attempt: the same bytes twice are believed."""
+        with replacing(path) as draft:
+            md5, explained = self._copy_of(one, draft)
+            if not explained and one.key not in self._unexplained:
+                self._unexplained[one.key] = md5
+                md5, explained = self._copy_of(one, draft)
+            before = self._unexplained.get(one.key, md5)
+            if not explained:
+                self._unexplained[one.key] = md5
+                if before != md5:
+                    raise DamagedError("its ETag says neither yes nor no, and these are other bytes than a moment ago")
+                with self._lock:
+                    self.fetched.by_size_alone += 1
+            elif before != md5:
+                with self._lock:
+                    self.fetched.repeated["wrong bytes"] += 1
+        return md5
+
+    def _copy_of(self, one: S3Object, draft: Path) -> tuple[str, bool]:
+        """The MD5 of the bytes that were written to `draft`, and whether as much is known of them as can be."""
         answer = self._client.get_object(
             Bucket=self.bucket, Key=one.key, IfMatch=f'"{one.etag}"', ChecksumMode="ENABLED"
         )
         digest, size = hashlib.md5(usedforsecurity=False), 0
-        with replacing(path) as draft:
-            with draft.open("wb") as file:
-                for chunk in answer["Body"].iter_chunks(CHUNK):
-                    digest.update(chunk)
-                    size += len(chunk)
-                    file.write(chunk)
-            if size != one.size:
-                raise DamagedError(f"{size} bytes in place of {one.size}")
-            self._check(one, draft, digest.hexdigest(), answer)
-        return digest.hexdigest()
+        with draft.open("wb") as file:
+            for chunk in answer["Body"].iter_chunks(CHUNK):
+                digest.update(chunk)
+                size += len(chunk)
+                file.write(chunk)
+        if size != one.size:
+            raise DamagedError(f"{size} bytes in place of {one.size}")
+        return digest.hexdigest(), self._check(one, draft, digest.hexdigest(), answer)
 
-    def _check(self, one: S3Object, draft: Path, md5: str, answer: dict[str, Any]) -> None:
-        """Compare with what the server says of the object. botocore has compared its checksum, if it has one."""
+    def _check(self, one: S3Object, draft: Path, md5: str, answer: dict[str, Any]) -> bool:
+        """Compare with what the server says of the object. False: its ETag says neither yes nor no."""
         encrypted = answer.get("ServerSideEncryption", "AES256") != "AES256" or "SSECustomerAlgorithm" in answer
         if MD5.fullmatch(one.etag) and not encrypted:
             if md5 != one.etag:
                 raise DamagedError("other bytes than its ETag says")
         elif PARTS.fullmatch(one.etag) and not encrypted:
-            self._check_parts(one, draft, md5)
-        elif not any(name.startswith("Checksum") and name != "ChecksumType" for name in answer):
+            return self._check_parts(one, draft)
+        elif not isinstance(answer["Body"], StreamingChecksumBody):  # which has compared a checksum
             with self._lock:
                 self.fetched.by_size_alone += 1
+        return True
 
-    def _check_parts(self, one: S3Object, draft: Path, md5: str) -> None:
-        """Of an object that was uploaded in parts, whose ETag is made of the MD5s of them. Where neither the server nor
-        the usual sizes tell which parts, the object is asked for once more: the same bytes twice are believed."""
-        if told := self._parts(one):
-            if _md5_of_parts(draft, told) != one.etag:
-                raise DamagedError("other bytes than the ETag of its parts says")
-            return
+    def _check_parts(self, one: S3Object, draft: Path) -> bool:
+        """Of an object that was uploaded in parts, whose ETag is made of their MD5s. False where neither the usual
+        sizes nor the server tell which parts."""
         if any(_md5_of_parts(draft, parts) == one.etag for parts in _usual_parts(one)):
-            return
-        with self._lock:
-            if self._unexplained.get(one.key) != md5:
-                self._unexplained[one.key] = md5
-                raise DamagedError("its ETag says neither yes nor no: once more, to compare")
-            self.fetched.by_size_alone += 1
+            return True
+        told = [] if one.key in self._unexplained else self._parts(one)
+        if told and _md5_of_parts(draft, told) != one.etag:
+            raise DamagedError("other bytes than the ETag of its parts says")
+        return bool(told)
 
     def _parts(self, one: S3Object) -> list[int]:
         """Sizes of the parts, as the server says them; none if it does not tell."""
-        sizes = [
-            int(self._client.head_object(Bucket=self.bucket, Key=one.key, PartNumber=number)["ContentLength"])
-            for number in range(1, _parts_of(one) + 1)
-        ]
+
+        def size_of(number: int) -> int:
+            head = self._client.head_object(Bucket=self.bucket, Key=one.key, PartNumber=number)
+            return int(head["ContentLength"])
+
+        what = f"{self.url}: the parts of {one.key!r}"
+        try:
+            sizes = [self._patiently(partial(size_of, number), what) for number in range(1, _parts_of(one) + 1)]
+        except WTFlowError:  # a second download shows whether the server refuses this question alone
+            return []
         return sizes if sum(sizes) == one.size else []
 
     def _patiently(self, ask: Callable[[], T], what: str) -> T:
@@ -290,14 +318,20 @@ class Bucket:
         if isinstance(error, boto.NoCredentialsError):
             return WTFlowError(f"{what}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
         answer = error.response if isinstance(error, boto.ClientError) else {}
-        code = answer.get("Error", {}).get("Code")
+        code, status = answer.get("Error", {}).get("Code"), _status(answer)
+        kept = "then type the same command again: what is here already is kept."
         if code in ("PreconditionFailed", "NoSuchKey", "412", "404"):
             remedy = "It changed after it was listed: type the same command again."
         elif code == "NoSuchBucket":
             remedy = "Look at the name of the bucket, and at AWS_ENDPOINT_URL."
+        elif answer and status not in (401, 403) and code not in EXPIRED:
+            remedy = (
+                f"Look up {code} (status {status}) in the server's manual, and look at AWS_ENDPOINT_URL and AWS_REGION;"
+            )
+            remedy += f" {kept}"
         else:
             remedy = "Look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN (has it expired?) and at"
-            remedy += " AWS_ENDPOINT_URL; then type the same command again: what is here already is kept."
+            remedy += f" AWS_ENDPOINT_URL; {kept}"
         return WTFlowError(f"{what}: {error}. {remedy}")
 
     def _connect(self) -> Any:
@@ -316,8 +350,8 @@ class Bucket:
 def _passing(error: Exception) -> str | None:
     """What to call a failure that may pass by itself; None for one that will not."""
     if isinstance(error, boto.ClientError):
-        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        passing = status >= 500 or status in (408, 425, 429)
+        status = _status(error.response)
+        passing = (status >= 500 and status != 501) or status in (408, 425, 429)
         passing = passing or error.response.get("Error", {}).get("Code") in ("RequestTimeout", "SlowDown", "Throttling")
         return f"status {status}" if passing else None
     if isinstance(error, DamagedError | boto.FlexibleChecksumError):
@@ -325,6 +359,10 @@ def _passing(error: Exception) -> str | None:
     if not isinstance(error, PASSING):
         return None
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(error).__name__.removesuffix("Error")).lower()
+
+
+def _status(answer: Mapping[str, Any]) -> int:
+    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _md5_of(path: Path) -> str:
@@ -362,6 +400,12 @@ def _read_journal(journal: Path) -> dict[str, tuple[str, str]]:
         except (ValueError, KeyError, TypeError):
             continue
     return known
+
+
+def _is_torn(journal: Path) -> bool:
+    """Whether a kill left its last line without an end, to which the next one would be glued."""
+    notes = journal.read_bytes() if journal.exists() else b""
+    return bool(notes) and not notes.endswith(b"\n")
 
 
 def _remove_others(folder: Path, wanted: set[str]) -> None:

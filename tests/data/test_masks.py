@@ -1,8 +1,11 @@
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests.data.data_sets import BAR, SIDE, bar_mask
@@ -34,6 +37,26 @@ def test_in_a_palette_every_colour_but_black_marks() -> None:
     found = read_marks(encoded(numbers), LIMITS).pixels_YX
     assert found[0, 0]
     np.testing.assert_array_equal(found[1:], EXPECTED[1:])
+
+
+def few_bits(numbers_YX: NDArray[np.uint8], bits: int) -> bytes:
+    """A PNG of so many bits of grey, which Pillow reads and does not write."""
+    height, width = numbers_YX.shape
+    single_YXB = np.unpackbits(numbers_YX[..., None], axis=2)[..., -bits:]
+    rows = np.packbits(single_YXB.reshape(height, -1), axis=1)
+    pixels = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+@pytest.mark.parametrize(("bits", "numbers"), [(1, (0, 1)), (2, (0, 1, 3)), (4, (0, 1, 7, 8, 15))])
+def test_every_number_of_few_bits_marks(bits: int, numbers: tuple[int, ...]) -> None:
+    numbers_YX = np.resize(np.array(numbers, dtype=np.uint8), (16, 32))
+    found = read_marks(few_bits(numbers_YX, bits), LIMITS).pixels_YX
+    np.testing.assert_array_equal(found, numbers_YX > 0)
 
 
 def test_an_empty_mask_marks_nothing() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,6 +56,45 @@ def test_copies_leave_the_first_by_path(tmp_path: Path) -> None:
     expected = {"good/003.png": "duplicate", "good/900.png": "duplicate", "bad/scratch/001.png": "duplicate"}
     assert reasons(prepared) == expected
     assert prepared.rejected.to_pylist()[-1]["detail"] == "of good/000a.png"
+
+
+@pytest.mark.parametrize(
+    ("masks", "kept"),
+    [
+        ({"dent": (0, 4), "scratch": (9, 12)}, "dent"),
+        ({"scratch": (9, 12)}, "scratch"),
+        ({"dent": (0, 0), "scratch": (9, 12)}, "scratch"),
+        ({}, "dent"),
+    ],
+)
+def test_copies_of_two_defects_or_masks_are_told(tmp_path: Path, masks: dict[str, tuple[int, int]], kept: str) -> None:
+    raw = plain_folder(tmp_path / "raw", bad=0)
+    for defect in ("dent", "scratch"):
+        write(raw / f"bad/{defect}/1.png", encoded(noise(99)))
+    for defect, (start, stop) in masks.items():
+        rows = np.zeros((16, 20), dtype=np.uint8)
+        rows[start:stop] = 255
+        write(raw / f"masks/{defect}/1.png", encoded(Image.fromarray(rows)))
+    prepared = prepare(raw, "alpha", params())
+    (left_out,) = {"dent", "scratch"} - {kept}
+    row = by_path(prepared)[f"bad/{kept}/1.png"]
+    assert (row["defect"], row["mask_path"]) == (kept, f"masks/{kept}/1.png" if kept in masks else None)
+    assert reasons(prepared) == {f"bad/{left_out}/1.png": "duplicate"}
+    (finding,) = prepared.findings.to_pylist()
+    assert (finding["path"], finding["finding"]) == (f"bad/{kept}/1.png", "copies_differ")
+    for defect in ("dent", "scratch"):
+        mask = f"mask masks/{defect}/1.png" if defect in masks else "no mask"
+        assert f"bad/{defect}/1.png ({defect}, {mask})" in finding["detail"]
+
+
+def test_copies_that_say_the_same_are_no_finding(tmp_path: Path) -> None:
+    raw = plain_folder(tmp_path / "raw", bad=0)
+    for name in ("1", "2"):
+        write(raw / f"bad/dent/{name}.png", encoded(noise(99)))
+        write(raw / f"masks/dent/{name}.png", encoded(noise(98)))
+    prepared = prepare(raw, "alpha", params())
+    assert prepared.findings.num_rows == 0
+    assert reasons(prepared) == {"bad/dent/2.png": "duplicate"}
 
 
 def test_copies_that_contradict_each_other_all_go(tmp_path: Path) -> None:
@@ -183,6 +223,28 @@ def test_an_empty_split_stops_the_stage(tmp_path: Path, good: int, changes: dict
     (raw / "good").mkdir(parents=True, exist_ok=True)
     with pytest.raises(WTFlowError, match=message):
         prepare(raw, "alpha", params(**changes))
+
+
+@pytest.mark.parametrize(
+    ("layout", "gone", "message"),
+    [
+        (
+            "mvtec_ad",
+            "test",
+            r"falls to calibrate and test; .*\. The data set has its own split: add normal images to its own test\.$",
+        ),
+        ("mvtec_ad", None, r"falls to calibrate; .*\. Add images to .* own train, .* calibrate_fraction or salt\.$"),
+        ("mvtec_loco", "validation", r"falls to calibrate; .*: add normal images to its own calibrate\.$"),
+    ],
+)
+def test_where_the_data_set_has_its_own_split_no_fraction_is_blamed(
+    tmp_path: Path, layout: str, gone: str | None, message: str
+) -> None:
+    raw = own_splits(tmp_path / "raw")
+    for path in (raw / f"{gone}/good").glob("*") if gone else ():
+        path.write_bytes(b"damaged")
+    with pytest.raises(WTFlowError, match=message):
+        prepare(raw, "alpha", params(layout=layout, calibrate_fraction=1e-9))
 
 
 def test_a_missing_source_says_how_to_bring_it(tmp_path: Path) -> None:

@@ -69,3 +69,14 @@ def test_a_missing_folder_and_a_broken_link_say_what_to_do(tmp_path: Path) -> No
     (tmp_path / "raw/a.png").symlink_to("nowhere")
     with pytest.raises(WTFlowError, match=r"a\.png: a broken link .* Remove it"):
         data_version(tmp_path / "raw")
+
+
+def test_a_file_that_may_not_be_looked_at_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "raw/a.png", b"1")
+
+    def refused(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    with pytest.raises(WTFlowError, match=r"a\.png: cannot be read \(Permission denied\)"):
+        data_version(tmp_path / "raw")

@@ -11,6 +11,9 @@ ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Mess
 ANSWERS = {
     "500": (500, "InternalError", "We encountered an internal error"),
     "503": (503, "SlowDown", "Please reduce your request rate"),
+    "400": (400, "InvalidArgument", "Invalid argument: partNumber"),
+    "403": (403, "AccessDenied", "Access Denied"),
+    "501": (501, "NotImplemented", "A header you provided implies functionality that is not implemented"),
     "expired": (400, "ExpiredToken", "The provided token has expired."),
 }
 Fault = Callable[[str, str], str | None]
@@ -51,7 +54,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.done[fault or ""] += 1
         if fault in ANSWERS:
             status, code, message = ANSWERS[fault]
-            self.answer(status, [], ERROR.format(code=code, message=message).encode())
+            body = b"" if self.command == "HEAD" else ERROR.format(code=code, message=message).encode()
+            self.answer(status, [], body)
             return
         status, headers, body = self.forwarded(self.path.partition("?")[0] if fault == "whole" else self.path)
         match fault:

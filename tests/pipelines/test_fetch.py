@@ -98,6 +98,14 @@ def test_a_damaged_package_leaves_what_was_there(tmp_path: Path, monkeypatch: py
     assert [path.name for path in Path("data/raw").rglob("*")] == ["solar-mono", "kept.png"]
 
 
+def test_a_place_that_is_no_folder_is_refused() -> None:
+    raw = Path("data/raw/solar-mono")
+    raw.parent.mkdir(parents=True)
+    raw.symlink_to("/nowhere/solar-mono")
+    with pytest.raises(WTFlowError, match=r"data/raw/solar-mono: has to be a folder, or absent"):
+        fetch.main("solar-mono")
+
+
 def test_a_missing_package_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.path", [str(tmp_path)])
     with pytest.raises(WTFlowError, match="pip install elpv-dataset"):

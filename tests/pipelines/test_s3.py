@@ -1,17 +1,24 @@
 """Against an S3 server over HTTP, with a proxy between that fails as networks and servers do."""
 
+import errno
 import random
+import shutil
+import zlib
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from botocore.awsrequest import AWSResponse
+from urllib3 import HTTPResponse
 
 from pipelines import fetch
 from pipelines.adapters import s3 as s3_adapter
-from pipelines.adapters.s3 import Bucket, Fetched, S3Settings
+from pipelines.adapters.s3 import Bucket, Fetched, S3Object, S3Settings
 from tests.data import data_sets
 from tests.data.raw_folders import encoded, noise, params
 from tests.pipelines.faulty_proxy import Fault, Proxy
@@ -49,8 +56,8 @@ def once(fault: str, *names: str) -> Fault:
 
 
 def fetched(bucket: Any, folder: Path, prefix: str = "line/", settings: S3Settings = QUICK) -> Fetched:
-    url = f"s3://{bucket.name}/{prefix}"
-    return Bucket(url, settings).fetch(folder, folder.with_suffix(".jsonl"), lambda done, total: None)
+    source = Bucket(f"s3://{bucket.name}/{prefix}", settings)
+    return source.fetch(source.listing(), folder, folder.with_suffix(".jsonl"), lambda done, total: None)
 
 
 def test_what_is_below_the_prefix_becomes_a_folder(bucket: Any, tmp_path: Path) -> None:
@@ -59,9 +66,8 @@ def test_what_is_below_the_prefix_becomes_a_folder(bucket: Any, tmp_path: Path) 
     bucket.put_object(Key="line/good/", Body=b"")  # the mark of a folder
     bucket.put_object(Key="line2/other.png", Body=b"of another line")
     heard: list[tuple[int, int]] = []
-    result = Bucket(f"s3://{bucket.name}/line", QUICK).fetch(
-        tmp_path / "raw", tmp_path / "notes", lambda *counts: heard.append(counts)
-    )
+    source = Bucket(f"s3://{bucket.name}/line", QUICK)
+    result = source.fetch(source.listing(), tmp_path / "raw", tmp_path / "notes", lambda *counts: heard.append(counts))
     assert held(tmp_path / "raw") == content
     assert heard == [(done, 21) for done in range(22)]
     assert (result.objects, result.bytes) == (21, sum(map(len, content.values())))
@@ -147,6 +153,52 @@ def test_expired_credentials_end_at_once_and_a_renewal_goes_on(s3: Proxy, bucket
     assert held(tmp_path / "raw") == content
 
 
+def test_another_refusal_is_named_and_not_taken_for_one_of_credentials(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
+    filled(bucket, 1)
+    for fault, message in (("400", r"InvalidArgument \(status 400\)"), ("501", r"NotImplemented \(status 501\)")):
+        s3.fault = lambda method, path: fault  # noqa: B023
+        with pytest.raises(WTFlowError, match=message) as caught:
+            fetched(bucket, tmp_path / "raw")
+        assert "AWS_SECRET_ACCESS_KEY" not in str(caught.value)
+    assert s3.asked["GET"] == 2
+    s3.fault = lambda method, path: "403"
+    with pytest.raises(WTFlowError, match=r"AccessDenied.*AWS_SECRET_ACCESS_KEY"):
+        fetched(bucket, tmp_path / "raw")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "checked"),
+    [
+        ("crc32", "{crc32}", True),
+        ("crc32", "{crc32}-3", False),  # made of the checksums of parts
+        ("crc64nvme", "AAAAAAAAAAA=", False),  # botocore needs awscrt for it
+    ],
+)
+def test_only_a_checksum_that_was_compared_counts(
+    s3: Proxy, tmp_path: Path, name: str, value: str, checked: bool
+) -> None:
+    sent, etag = b"other bytes", "0123456789abcdef0123456789abcdef"
+    crc32 = b64encode(zlib.crc32(b"right bytes").to_bytes(4, "big")).decode()
+    headers = {
+        "content-length": str(len(sent)),
+        "x-amz-server-side-encryption": "aws:kms",
+        f"x-amz-checksum-{name}": value.format(crc32=crc32),
+    }
+
+    def answer(request: Any, **_: object) -> AWSResponse:
+        return AWSResponse(request.url, 200, headers, HTTPResponse(BytesIO(sent), headers, preload_content=False))
+
+    source = Bucket("s3://bucket/line", QUICK.model_copy(update={"attempts": 1}))
+    source._client.meta.events.register("before-send.s3.GetObject", answer)
+    objects = [S3Object("line/a.bin", "a.bin", len(sent), etag)]
+    if checked:
+        with pytest.raises(WTFlowError, match=f"Expected checksum {crc32} did not match"):
+            source.fetch(objects, tmp_path / "raw", tmp_path / "notes", lambda done, total: None)
+    else:
+        result = source.fetch(objects, tmp_path / "raw", tmp_path / "notes", lambda done, total: None)
+        assert result.by_size_alone == 1
+
+
 def test_what_is_here_is_not_downloaded_again_and_what_changed_is(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
     content, raw = filled(bucket, 10), tmp_path / "raw"
     fetched(bucket, raw)
@@ -203,11 +255,49 @@ def test_an_object_of_several_parts_is_checked_and_remembered(
     assert REAL or told == (server is telling)
     if usual or told:
         assert (result.repeated["wrong bytes"], result.by_size_alone) == (1, 0)
-    else:  # the second and third download are compared
-        assert (result.repeated["wrong bytes"], result.by_size_alone) == (2, 1)
+    else:  # the second download differs, the third is as the second
+        assert (result.repeated["wrong bytes"], result.by_size_alone) == (1, 1)
     assert fetched(bucket, tmp_path / "raw").here_already == 1
     tmp_path.joinpath("raw.jsonl").write_text('{"path": "large.b')  # torn by a kill
-    assert fetched(bucket, tmp_path / "raw").here_already == 0
+    assert [fetched(bucket, tmp_path / "raw").here_already for _ in range(2)] == [0, 1]
+
+
+def two_parts(bucket: Any, size: int) -> bytes:
+    """The content of line/large.bin, of which the first part has this size."""
+    dice = random.Random(1)
+    parts = [dice.randbytes(size), dice.randbytes(100_000)]
+    upload_in_parts(bucket, "line/large.bin", *parts)
+    return b"".join(parts)
+
+
+def downloads(s3: Proxy) -> int:
+    """How often objects were asked for, of runs that listed once each."""
+    return s3.asked["GET"] - 1
+
+
+@pytest.mark.parametrize("fault", ["400", "403", "501", "503"])
+def test_a_server_that_refuses_to_tell_parts_is_asked_for_a_second_copy(
+    s3: Proxy, bucket: Any, tmp_path: Path, fault: str
+) -> None:
+    content = two_parts(bucket, 5_300_000)
+    s3.fault = lambda method, path: fault if "partNumber" in path else None
+    result = fetched(bucket, tmp_path / "raw", settings=QUICK.model_copy(update={"attempts": 1}))
+    assert held(tmp_path / "raw") == {"large.bin": content}
+    assert (downloads(s3), result.by_size_alone, result.repeated.total()) == (2, 1, 0)
+
+
+def test_parts_of_a_usual_size_are_not_asked_for(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
+    two_parts(bucket, 5 << 20)
+    assert fetched(bucket, tmp_path / "raw").by_size_alone == 0
+    assert (downloads(s3), s3.asked["HEAD"]) == (1, 0)
+
+
+def test_a_question_for_parts_that_fails_in_passing_costs_no_download(s3: Proxy, bucket: Any, tmp_path: Path) -> None:
+    two_parts(bucket, 5_300_000)
+    s3.fault = once("503", "partNumber=2")
+    result = fetched(bucket, tmp_path / "raw")
+    assert result.repeated == {"status 503": 1}
+    assert REAL or (downloads(s3), s3.asked["HEAD"], result.by_size_alone) == (1, 3, 0)
 
 
 def test_keys_that_are_no_file_names_are_left_out_and_named(bucket: Any, tmp_path: Path) -> None:
@@ -278,3 +368,95 @@ def test_a_bucket_stands_before_any_layout(
     assert f"{len(held(tmp_path / 'source'))} of them were here; 0 requests repeated" in shown
     assert Path("data/raw/bottles/train/good/900.png").is_file()
     assert not Path(".wtflow/fetch/bottles").exists()
+
+
+@pytest.fixture
+def bottles(bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What a bucket holds for the line of a project, which is the working folder."""
+    content = filled(bucket, 5)
+    project(tmp_path / "project", f"s3://{bucket.name}/line")
+    monkeypatch.chdir(tmp_path / "project")
+    return content
+
+
+RAW, WORK = Path("data/raw/bottles"), Path(".wtflow/fetch/bottles")
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, number: int, source: Path, target: Path | None = None) -> None:
+    """Renaming `source`, to `target` if it matters, fails."""
+    rename = Path.rename
+
+    def refused(self: Path, other: Path) -> Path:
+        if self == source and target in (None, other):
+            raise OSError(number, "refused")
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", refused)
+
+
+def full_disk(source: Path, target: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+
+def test_a_download_that_cannot_take_its_place_waits_in_the_work_folder(
+    bottles: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RAW.mkdir(parents=True)
+    with monkeypatch.context() as patched:
+        refusing(patched, errno.EBUSY, RAW)  # as a mount point does
+        with pytest.raises(WTFlowError, match=r"bottles: cannot be replaced \(refused\)\. .* kept in \.wtflow/fetch"):
+            fetch.main("bottles")
+    assert (held(WORK), held(RAW)) == (bottles, {})
+    fetch.main("bottles")
+    assert "5 of them were here" in capsys.readouterr().out
+    assert held(RAW) == bottles
+
+
+def test_from_another_disk_the_download_is_copied(bottles: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    (RAW / "old").mkdir(parents=True)
+    refusing(monkeypatch, errno.EXDEV, WORK, RAW)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", full_disk)
+        with pytest.raises(OSError, match="No space left") as caught:
+            fetch.main("bottles")
+    assert caught.value.errno == errno.ENOSPC
+    assert held(WORK) == bottles
+    assert [path.name for path in RAW.parent.iterdir()] == ["bottles"]
+    assert (RAW / "old").is_dir()
+    fetch.main("bottles")
+    assert held(RAW) == bottles
+    assert not WORK.exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_place_that_is_no_folder_is_refused_before_anything_is_asked_for(
+    s3: Proxy, bottles: dict[str, bytes], kind: str
+) -> None:
+    RAW.parent.mkdir(parents=True)
+    RAW.symlink_to("/nowhere/bottles") if kind == "link" else RAW.touch()
+    with pytest.raises(WTFlowError, match=r"data/raw/bottles: has to be a folder, or absent"):
+        fetch.main("bottles")
+    assert not s3.asked
+    assert not WORK.exists()
+
+
+def test_what_is_here_is_copied_once_the_bucket_has_answered(
+    s3: Proxy, bottles: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch.main("bottles")
+    s3.fault = lambda method, path: "403"
+    with pytest.raises(WTFlowError, match="AccessDenied"):
+        fetch.main("bottles")
+    assert not WORK.exists()
+    s3.fault = lambda method, path: None
+    (RAW / "broken.png").symlink_to("nowhere")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", full_disk)
+        with pytest.raises(OSError, match="No space left") as caught:
+            fetch.main("bottles")
+    assert caught.value.errno == errno.ENOSPC  # which `pipelines.stage.run` explains
+    shutil.rmtree(WORK)
+    capsys.readouterr()
+    fetch.main("bottles")
+    assert "5 of them were here" in capsys.readouterr().out
+    assert held(RAW) == bottles

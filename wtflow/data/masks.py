@@ -1,7 +1,8 @@
 """Where an image is defective: a mask file, or a folder with a file for each region.
 
-A mask marks a pixel where a channel is above 127, of 16 bits above 32767. Where none is, and in files with a palette,
-every pixel that is not black is marked: such masks hold numbers of defects rather than black and white.
+A mask marks a pixel where a channel is above 127, of 16 bits above 32767. Where none is, and in files with a palette or
+with 2 or 4 bits of grey, every pixel that is not black is marked: such masks hold numbers of defects rather than black
+and white.
 """
 
 from collections.abc import Mapping
@@ -18,6 +19,8 @@ from wtflow.data.images import FORMATS, ImageLimits, decode
 from wtflow.data.tree import files, is_image
 from wtflow.errors import WTFlowError
 
+FEW_BITS = (b"\2\0", b"\4\0")
+"""Bits and kind of colour of a PNG of 2 or 4 bits of grey, which Pillow spreads over 0 to 255."""
 SATURATIONS = "defects_config.json"
 
 
@@ -58,7 +61,8 @@ def read_marks(data: bytes, limits: ImageLimits) -> Marks:
     levels_YX = np.asarray(picture) if is_wide else np.asarray(picture.convert("RGB")).max(axis=2)
     level, half = int(levels_YX.max()), 32767 if is_wide else 127
     with Image.open(BytesIO(data), formats=FORMATS) as image:
-        numbers = image.mode == "P" or level <= half
+        few_bits = image.format == "PNG" and data[24:26] in FEW_BITS
+        numbers = image.mode == "P" or few_bits or level <= half
     return Marks(levels_YX > (0 if numbers else half), level // 257 if is_wide and not numbers else level)
 
 

@@ -6,7 +6,7 @@ What a person should know of images that are used all the same (`Finding`) is to
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -38,7 +38,7 @@ NO_MEANING = "an image file in a place that the layout gives no meaning"
 
 @dataclass(frozen=True)
 class Finding:
-    """What is odd about an image that is used: `empty_mask`, `no_mask` or `near_duplicate`."""
+    """What is odd about an image that is used: `empty_mask`, `no_mask`, `copies_differ` or `near_duplicate`."""
 
     path: str
     finding: str
@@ -64,10 +64,10 @@ def prepare(
     """Look at every image of `raw` and give each usable one its place.
 
     Splits go by group and by a stable hash: an image of new content never moves another one. Of several files
-    with the same bytes and label the first by path stays; with different labels none does. `on_image` hears
-    (done, total) as it proceeds. The folder `looks` keeps what was seen of the photographs for the next
-    time (`wtflow.data.looks`). Raises `WTFlowError` for a missing source, too many rejected images, or
-    a split without normals.
+    with the same bytes and label the first by path stays, before others one whose mask marks something; with different
+    labels none does. `on_image` hears (done, total) as it proceeds. The folder `looks` keeps what was seen of the
+    photographs for the next time (`wtflow.data.looks`). Raises `WTFlowError` for a missing source, too many rejected
+    images, or a split without normals.
     """
     if not raw.is_dir():
         raise WTFlowError(
@@ -87,13 +87,13 @@ def prepare(
         on_image(done, len(sources))
     seen.keep()
     version = data_version(raw, {path: md5 for image in scanned for path, md5 in image.md5s.items()})
-    usable, set_aside = _distinct(scanned)
+    usable, set_aside, differing = _distinct(scanned)
     rejected += set_aside
     _check_rejected(raw, found, rejected, params)
-    own = any(source.split == "calibrate" for source in sources)
-    rows = [_row(image, line, params, own) for image in usable]
-    _check_splits(raw, line, rows)
-    findings = [*_mask_findings(usable), *_leaks(usable, [row["split"] for row in rows])]
+    own = {source.split for source in sources if source.label == "normal"}
+    rows = [_row(image, line, params, "calibrate" in own) for image in usable]
+    _check_splits(raw, line, rows, own)
+    findings = [*differing, *_mask_findings(usable), *_leaks(usable, [row["split"] for row in rows])]
     manifest = Manifest.of_rows(rows, line, version)
     return Prepared(manifest, _table(rejected, line, REJECTED_SCHEMA), _table(findings, line, FINDINGS_SCHEMA))
 
@@ -101,12 +101,14 @@ def prepare(
 def _not_in_layout(raw: Path, sources: Iterable[SourceImage], params: PrepareParams) -> list[Rejection]:
     """Image files that the layout gives no meaning (misnamed folders, masks of no image), and linked folders."""
     named = {path for source in sources for path in (source.path, source.mask_path) if path}
+    regions = {source.mask_path for source in sources if source.mask_path}
     passed_over, why = PASSED_OVER.get(params.layout), STRAYS.get(params.layout)
     strays = [
         Rejection(storable(path), "not_in_layout", storable((why and why(raw, path)) or NO_MEANING))
         for path in files(raw)
         if is_image(path)
-        and named.isdisjoint((path, PurePosixPath(path).parent.as_posix()))
+        and path not in named
+        and regions.isdisjoint(parent.as_posix() for parent in PurePosixPath(path).parents)
         and not (passed_over and passed_over.fullmatch(path))
     ]
     links = [
@@ -116,22 +118,48 @@ def _not_in_layout(raw: Path, sources: Iterable[SourceImage], params: PreparePar
     return strays + links
 
 
-def _distinct(scanned: Iterable[Scanned]) -> tuple[list[Scanned], list[Rejection]]:
-    """Images of distinct bytes and no fault, and the rest with the reason. Keeps the order."""
+def _distinct(scanned: Iterable[Scanned]) -> tuple[list[Scanned], list[Rejection], list[Finding]]:
+    """Images of distinct bytes and no fault, the rest with the reason, and which copies say something else. Keeps the
+    order."""
     copies: dict[str, list[Scanned]] = defaultdict(list)
     for image in scanned:
         copies[image.image_id].append(image)
-    usable, rejected = [], []
+    usable, rejected, differing = [], [], []
     for same in copies.values():
         if len({image.source.label for image in same}) > 1:
             detail = "same bytes, other label: " + ", ".join(f"{i.source.path} {i.source.label}" for i in same)
             rejected += [Rejection(image.source.path, "contradictory", detail) for image in same]
             continue
         rejected += [image.fault for image in same if image.fault]
-        sound = sorted((image for image in same if not image.fault), key=lambda i: KEPT_FIRST.index(i.source.split))
+        sound = sorted((image for image in same if not image.fault), key=_rank)
         usable += sound[:1]
         rejected += [_copy(image.source, sound[0].source) for image in sound[1:]]
-    return usable, rejected
+        if len({(image.source.defect, _mask_md5s(image)) for image in sound}) > 1:
+            differing.append(_copies_differ(*sound))
+    return usable, rejected, differing
+
+
+def _rank(image: Scanned) -> tuple[int, bool]:
+    """Of copies the lowest stays."""
+    return KEPT_FIRST.index(image.source.split), not image.marked
+
+
+def _mask_md5s(image: Scanned) -> tuple[str, ...]:
+    return tuple(md5 for path, md5 in image.md5s.items() if path != image.source.path)
+
+
+def _copies_differ(kept: Scanned, *others: Scanned) -> Finding:
+    """`kept` names one defect or mask, copies of it name others."""
+    used, *left_out = (
+        f"{one.path} ({one.defect}, {f'mask {one.mask_path}' if one.mask_path else 'no mask'})"
+        for one in (image.source for image in (kept, *others))
+    )
+    return Finding(
+        kept.source.path,
+        "copies_differ",
+        f"used: {used}; left out, with the same bytes: {', '.join(left_out)}. What only their masks mark counts as "
+        "good: draw it into the mask that is used, or remove the copies that are wrong",
+    )
 
 
 def _copy(source: SourceImage, kept: SourceImage) -> Rejection:
@@ -183,8 +211,9 @@ def _check_rejected(raw: Path, found: int, rejected: Sequence[Rejection], params
     )
 
 
-def _check_splits(raw: Path, line: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Every split needs normals, and no group's normals may be in two."""
+def _check_splits(raw: Path, line: str, rows: Sequence[Mapping[str, Any]], own: Collection[Split | None]) -> None:
+    """Every split needs normals, and no group's normals may be in two. `own`: where the data set puts its normals; None
+    where it leaves that to the hash."""
     splits: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row["label"] == "normal":
@@ -200,8 +229,18 @@ def _check_splits(raw: Path, line: str, rows: Sequence[Mapping[str, Any]]) -> No
     if empty:
         raise WTFlowError(
             f"{raw}: no normal image falls to {' and '.join(empty)}; normals form {len(splits)} groups. "
-            "Add images, make groups smaller, or change test_fraction, calibrate_fraction or salt."
+            + _filling(empty, own)
         )
+
+
+def _filling(empty: Sequence[str], own: Collection[Split | None]) -> str:
+    """How splits without normals get some."""
+    if not own or None in own:
+        return "Add images, make groups smaller, or change test_fraction, calibrate_fraction or salt."
+    theirs = [split for split in empty if split == "test" or "calibrate" in own]
+    if theirs:
+        return f"The data set has its own split: add normal images to its own {' and '.join(theirs)}."
+    return "Add images to the data set's own train, make groups smaller, or change calibrate_fraction or salt."
 
 
 def _mask_findings(usable: Sequence[Scanned]) -> list[Finding]:

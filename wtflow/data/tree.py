@@ -2,13 +2,17 @@
 
 import os
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
+
+from wtflow.errors import WTFlowError
 
 NOT_DATA = frozenset({".git", ".hg", ".dvc"})
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def files(folder: Path) -> list[str]:
-    """Every file below `folder`, links to files too, not what is behind linked folders. Relative, sorted."""
+    """Every file below `folder`, links to files too, not what is behind linked folders. Relative, sorted. Raises
+    `WTFlowError` for a folder that cannot be listed."""
     return _walk(folder)[0]
 
 
@@ -29,9 +33,16 @@ def is_image(path: str) -> bool:
 
 def _walk(folder: Path) -> tuple[list[str], list[str]]:
     found, links = [], []
-    for top, folders, names in os.walk(folder):
+    for top, folders, names in os.walk(folder, onerror=_refuse):
         place = Path(top).relative_to(folder)
         links += [(place / name).as_posix() for name in folders if Path(top, name).is_symlink()]
         found += [(place / name).as_posix() for name in names if name not in NOT_DATA]
         folders[:] = [name for name in folders if name not in NOT_DATA]
     return sorted(found), sorted(links)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise WTFlowError(
+        f"{error.filename}: this folder cannot be listed ({error.strerror}). Mend its permissions, or take it out of "
+        "the folder above."
+    ) from None

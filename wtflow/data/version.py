@@ -32,9 +32,9 @@ def md5_bytes(data: bytes) -> str:
 
 
 def _md5(path: Path) -> str:
-    if not path.is_file():
-        raise WTFlowError(f"{path}: a broken link or a special file, which has no version. Remove it.")
     try:
+        if not path.is_file():
+            raise WTFlowError(f"{path}: a broken link or a special file, which has no version. Remove it.")
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:

@@ -107,6 +107,17 @@ def test_a_mask_of_mpdd_may_bear_the_name_of_its_image(tmp_path: Path) -> None:
     )
 
 
+def test_a_mask_of_mpdd_whose_name_would_be_too_long_is_missing(tmp_path: Path) -> None:
+    raw = raw_folder(tmp_path, "mpdd")
+    name = "x" * 248  # with _mask.png longer than a name may be
+    write(raw / f"test/broken/{name}.png", encoded(noise(99)))
+    (row,) = prepare(raw, "line", params(layout="mpdd")).rejected.to_pylist()
+    assert (row["path"], row["reason"]) == (f"test/broken/{name}.png", "bad_mask")
+    write(raw / f"ground_truth/broken/{name}.png", encoded(noise(98)))
+    masks = [image.mask_path for image in mpdd.images(raw, params(layout="mpdd"))]
+    assert f"ground_truth/broken/{name}.png" in masks
+
+
 def test_a_mask_of_loco_is_a_folder_and_its_files_are_checked(tmp_path: Path) -> None:
     raw = raw_folder(tmp_path, "mvtec_loco")
     settings = params(layout="mvtec_loco")

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.raw_folders import params, write
+from tests.data.raw_folders import fill, params, write
+from wtflow.data.prepare import prepare
 from wtflow.data.sources import elpv
 from wtflow.data.sources.source_image import SourceImage
 from wtflow.errors import WTFlowError
@@ -33,11 +34,31 @@ def test_blocks_count_all_cells_of_the_data_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", ["a.png,0.5,1", "a.png,nan,1", "a.png,0,x", "a.png,0,1.5", "a.png,0", "a.png,0,-1", "a.png,,1"]
+    "row",
+    [
+        "../a.png,0,1",
+        "/a.png,0,1",
+        ",0,1",
+        "a.png,0.5,1",
+        "a.png,nan,1",
+        "a.png,0,x",
+        "a.png,0,1.5",
+        "a.png,0",
+        "a.png,0,-1",
+        "a.png,,1",
+    ],
 )
 def test_a_wrong_row_is_named(tmp_path: Path, row: str) -> None:
     with pytest.raises(WTFlowError, match=r"labels\.csv:3: "):
         found(tmp_path, f"{HEAD}ok.png,0,0\n{row}\n")
+
+
+def test_paths_may_begin_with_the_folder_itself(tmp_path: Path) -> None:
+    fill(tmp_path, [f"images/{number:02d}.png" for number in range(40)])
+    rows = [f"./images//{number:02d}.png,0,{number}" for number in range(40)]
+    write(tmp_path / "labels.csv", (HEAD + "\n".join(rows)).encode())
+    prepared = prepare(tmp_path, "line", params(layout="elpv"))
+    assert (prepared.manifest.table.num_rows, prepared.rejected.num_rows) == (40, 0)
 
 
 def test_wrong_files_are_named(tmp_path: Path) -> None:

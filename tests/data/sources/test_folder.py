@@ -44,6 +44,13 @@ def test_masks_lie_as_the_images_do_and_are_optional(tmp_path: Path) -> None:
     }
 
 
+def test_a_photograph_whose_mask_could_not_be_named_has_none(tmp_path: Path) -> None:
+    name = "x" * 248  # with _mask.png longer than a name may be
+    fill(tmp_path, ["good/a.png", f"bad/fray/{name}.png"])
+    (tmp_path / "masks/fray").mkdir(parents=True)
+    assert [image.mask_path for image in folder.images(tmp_path, params())] == [None, None]
+
+
 def test_what_was_found_in_place_of_good_is_told(tmp_path: Path) -> None:
     fill(tmp_path, ["Good/a.png", "Riss/b.png", ".cache/c.png"])
     with pytest.raises(WTFlowError, match=r"no folder good/, .*; found: Good/, Riss/\. "):

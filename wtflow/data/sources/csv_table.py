@@ -5,12 +5,12 @@ train, calibrate, test or empty, which leaves the choice to the group's hash.
 """
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TypeVar, get_args
 
 from wtflow.data.manifest import Label, PrepareParams, Split
 from wtflow.data.sources.source_image import SourceImage, group_of
-from wtflow.data.sources.table import rows
+from wtflow.data.sources.table import place_of, rows
 from wtflow.errors import WTFlowError
 
 TABLE = "images.csv"
@@ -22,7 +22,7 @@ def images(raw: Path, params: PrepareParams) -> Iterator[SourceImage]:
     """One image a row, each path once."""
     seen: dict[str, str] = {}
     for where, row in rows(raw / TABLE, "csv", ("path", "label"), ("group", "mask", "defect", "split")):
-        path = _place("path", row, where)
+        path = place_of("path", row, where, TABLE)
         if path in seen:
             raise WTFlowError(f"{where}: path is {path!r}, as in {seen[path]}. Name each image in one row.")
         seen[path] = where
@@ -37,16 +37,8 @@ def _image(path: str, row: dict[str, str], where: str, params: PrepareParams) ->
     if label == "normal" and (row["mask"] or row["defect"]):
         raise WTFlowError(f"{where}: a normal image has neither mask nor defect. Empty them, or change the label.")
     defect = row["defect"] or ("defective" if label == "anomalous" else "")
-    mask = _place("mask", row, where) if row["mask"] else None
+    mask = place_of("mask", row, where, TABLE) if row["mask"] else None
     return SourceImage(path, row["group"] or group_of(path, params), split, label, defect, mask)
-
-
-def _place(column: str, row: dict[str, str], where: str) -> str:
-    """The path in a column, one text for one place: `./a//b.png` is `a/b.png`."""
-    place = PurePosixPath(row[column])
-    if place.is_absolute() or not place.name:
-        raise WTFlowError(f"{where}: {column} is {row[column]!r}. Name a path below the folder of {TABLE}.")
-    return place.as_posix()
 
 
 def _one_of(values: tuple[T, ...], column: str, row: dict[str, str], where: str) -> T:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from wtflow.data.manifest import Label, PrepareParams
 from wtflow.data.sources.source_image import SourceImage
-from wtflow.data.sources.table import rows
+from wtflow.data.sources.table import place_of, rows
 from wtflow.errors import WTFlowError
 
+TABLE = "labels.csv"
 COLUMNS = ("path", "probability", "cell")
 JUDGEMENTS: tuple[tuple[float, Label, str], ...] = (
     (0.0, "normal", ""),
@@ -24,7 +25,7 @@ JUDGEMENTS: tuple[tuple[float, Label, str], ...] = (
 
 def images(raw: Path, params: PrepareParams) -> Iterator[SourceImage]:
     """One image a row of labels.csv. No split of its own, no masks."""
-    for where, row in rows(raw / "labels.csv", "elpv", COLUMNS):
+    for where, row in rows(raw / TABLE, "elpv", COLUMNS):
         yield _image(row, where, params)
 
 
@@ -36,5 +37,5 @@ def _image(row: dict[str, str], where: str, params: PrepareParams) -> SourceImag
     for value, label, defect in JUDGEMENTS:
         if abs(probability - value) < 1e-3 and cell >= 0:
             group = f"block{cell // params.group_block:04d}"
-            return SourceImage(row["path"], group, None, label, defect, None)
+            return SourceImage(place_of("path", row, where, TABLE), group, None, label, defect, None)
     raise WTFlowError(f"{where}: probability has to be 0, 1/3, 2/3 or 1 and cell not below 0, found {row}.")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from wtflow.data.manifest import PrepareParams
-from wtflow.data.sources.source_image import SourceImage, group_of, need_folders
+from wtflow.data.sources.source_image import SourceImage, group_of, is_there, need_folders
 from wtflow.data.tree import files, visible
 
 KNOWN = ("good", "bad", "masks")
@@ -54,5 +54,5 @@ def _stray_mask(raw: Path, place: PurePosixPath) -> str | None:
 
 def _mask(raw: Path, path: str) -> str | None:
     place = PurePosixPath("masks") / PurePosixPath(path).relative_to("bad")
-    names = (f"{place.stem}.png", f"{place.stem}_mask.png")
-    return next((place.with_name(name).as_posix() for name in names if (raw / place.with_name(name)).exists()), None)
+    masks = (place.with_name(f"{place.stem}{end}.png").as_posix() for end in ("", "_mask"))
+    return next((mask for mask in masks if is_there(raw, mask)), None)

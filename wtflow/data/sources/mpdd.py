@@ -6,7 +6,7 @@ from pathlib import Path
 
 from wtflow.data.manifest import PrepareParams
 from wtflow.data.sources import mvtec_ad
-from wtflow.data.sources.source_image import SourceImage
+from wtflow.data.sources.source_image import SourceImage, is_there
 
 
 def images(raw: Path, params: PrepareParams) -> Iterator[SourceImage]:
@@ -16,7 +16,7 @@ def images(raw: Path, params: PrepareParams) -> Iterator[SourceImage]:
 
 
 def _there(raw: Path, mask: str | None) -> str | None:
-    if mask is None or (raw / mask).exists():
+    if mask is None or is_there(raw, mask):
         return mask
     plain = mask.removesuffix("_mask.png") + ".png"
-    return plain if (raw / plain).exists() else mask
+    return plain if is_there(raw, plain) else mask

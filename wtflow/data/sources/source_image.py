@@ -44,6 +44,14 @@ def group_of(path: str, params: PrepareParams) -> str:
     return (match[1] or "") if match else ""
 
 
+def is_there(raw: Path, path: str) -> bool:
+    """Whether anything is at `path` in `raw`. Nothing is at a name that is too long, or that may not be looked at."""
+    try:
+        return (raw / path).exists()
+    except OSError:
+        return False
+
+
 def need_folders(raw: Path, layout: str, *folders: str) -> None:
     """Raise unless `raw` has these folders."""
     for folder in folders:

@@ -1,8 +1,8 @@
 """The tables that some data sets bring: CSV in UTF-8, a header line first."""
 
 import csv
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from wtflow.errors import WTFlowError
 
@@ -35,6 +35,16 @@ def rows(
         ) from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise WTFlowError(f"{path}: not a CSV file in UTF-8 ({error}).") from None
+
+
+def place_of(column: str, row: Mapping[str, str], where: str, table: str) -> str:
+    """The path in a column of `table`, one text for one place: `./a//b.png` is `a/b.png`."""
+    place = PurePosixPath(row[column])
+    if place.is_absolute() or not place.name or ".." in place.parts:
+        raise WTFlowError(
+            f"{where}: {column} is {row[column]!r}. Name a path below the folder of {table}, without '..' in it."
+        )
+    return place.as_posix()
 
 
 def _other_separator(header: Sequence[str]) -> str:
