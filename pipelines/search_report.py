@@ -37,14 +37,14 @@ def table(trials: Sequence[Trial], params: TuneParams, current: Mapping[str, Pla
         shown.add_column(column, overflow="fold")
     for trial in ranked(trials):
         notes = ["as in params.yaml"] if trial.values == current else []
-        notes += [_cause(trial.failure)] if trial.failure else [] if trial.whole else ["stopped"]
+        notes += [cause(trial.failure)] if trial.failure else [] if trial.whole else ["stopped"]
         score = "-" if trial.score is None else f"{trial.score:.4f}"
         values = (str(trial.values[key]) for key in params.space)
         shown.add_row(trial.name, *values, f"{len(trial.curve)}/{trial.epochs}", score, ", ".join(notes))
     return shown
 
 
-def _cause(failure: str) -> str:
+def cause(failure: str) -> str:
     """The line that tells it: the first, or the last of a traceback that Ray reports."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", failure).strip().splitlines()
     return lines[-1] if lines[0].startswith("ray::") else lines[0]

@@ -171,10 +171,10 @@ class TuneParams(Section):
         return {key: domain.value(drawn[key]) for key, domain in self.space.items()}
 
     def current(self, base: Mapping[str, Any]) -> dict[str, Plain] | None:
-        """The settings as they stand as a point of the space; None if they lie outside of it."""
+        """The settings as they stand as a point of the space, to all their digits; None if they lie outside of it."""
         found = {key: _at(base, key) for key in self.space}
         inside = all(domain.holds(found[key]) for key, domain in self.space.items())
-        return self.values(found) if inside else None
+        return found if inside else None
 
     def check(self, base: Mapping[str, Any], where: str) -> None:
         """Raise a `WTFlowError` for a key that `train` does not have, or a value that it would refuse."""

@@ -4,7 +4,11 @@ synthetic: normals that the trial does not train on, and damaged copies of them
 labelled:  a folder of yours with normal/ and anomalous/
 """
 
+import fcntl
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,8 @@ from numpy.typing import NDArray
 
 from pipelines.feature_cache import feature_cache
 from pipelines.search_space import LabelledImages, SyntheticDefects
-from wtflow.artefact import digest_of, sha256_bytes, sha256_file
-from wtflow.data import synthetic
+from wtflow.artefact import digest_of, replacing, sha256_bytes, sha256_file
+from wtflow.data import images, synthetic
 from wtflow.data.images import ImageLimits
 from wtflow.data.manifest import Manifest
 from wtflow.data.shards import COPY, FeatureShards
@@ -32,6 +36,7 @@ HELD_OUT = "validate"
 UNUSED = "unused"
 SIZES = {"partition_size": 64, "batch_size": 16}
 LABELS = ("normal", "anomalous")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,11 @@ class Validation:
         normal = Sample(fit, fit.rows(split="calibrate" if objective.normals == "calibrate" else HELD_OUT))
         return cls(fit, normal, {kind: Sample(other, other.rows(defect=kind)) for kind in objective.defects})
 
+    @property
+    def digests(self) -> list[str]:
+        """Of the features that are trained on, and of those of the judged images."""
+        return [self.fit.digest, next(iter(self.anomalous.values())).shards.digest]
+
     def criterion(self, scorer: Scorer) -> dict[str, float]:
         """Image AUROC against the normal images, by kind, and `score`, their mean: what the search raises."""
         normal = self.normal.scores(scorer)
@@ -101,8 +111,9 @@ def judged_features(
 ) -> Path:
     """Features of the images that no stage extracts: once through the frozen backbone, then read by every trial.
 
-    They are below `work`, under a name that says what they were made of. `place` holds the line's data/, `photographs`
-    are in data/raw/<line> of it if they are nowhere else.
+    They are below `work`, under a name that says what they were made of; another process that wants the same ones waits
+    for them. Damaged ones are made again. `place` holds the line's data/, `photographs` are in data/raw/<line> of it if
+    they are nowhere else.
     """
     fit = FeatureShards.open(place / f"data/features/{line}/fit")
     backbone = BackboneParams.parse(fit.header["backbone"], f"{fit.folder}/index.json: backbone")
@@ -114,7 +125,8 @@ def judged_features(
         view = held_out(fit, objective)
         split = "calibrate" if objective.normals == "calibrate" else HELD_OUT
         clean = [row for row in view.index.to_pylist() if row["split"] == split]
-        name = digest_of([objective.seed, backbone.image_size, sha256_file(Path(synthetic.__file__))])
+        code = [sha256_file(Path(str(module.__file__))) for module in (synthetic, images)]
+        name = digest_of([objective.seed, backbone.image_size, code])
         raw = work / line / f"damaged-{name[:12]}"
         source = photographs or place / f"data/raw/{line}"
         size, kinds = backbone.image_size, objective.defects
@@ -127,14 +139,48 @@ def judged_features(
         "limits": limits.model_dump(mode="json"),
     }
     folder = work / line / f"features-{digest_of([facts, fit.header['backbone_digest']])[:12]}"
+    with _alone(folder):
+        if not _is_whole(folder):
+            network = build_backbone(backbone, load_weights(fit.folder / "backbone.safetensors"))
+            if network.digest != fit.header["backbone_digest"]:
+                raise WTFlowError(
+                    f"{fit.folder}/index.json: backbone_digest is not that of its weights under this version of the "
+                    f"code. Type: dvc repro --force extract@{line}"
+                )
+            params = ExtractParams.parse({"backbone": facts["backbone"], **SIZES}, "features of the search")
+            _extract(rows, folder, Job(raw, feature_cache(), network, params, limits), facts)
+    return folder
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time inside."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether features are there, each file as it was written."""
     if not (folder / "index.json").exists():
-        network = build_backbone(backbone, load_weights(fit.folder / "backbone.safetensors"))
-        params = ExtractParams.parse({"backbone": facts["backbone"], **SIZES}, "features of the search")
-        rejected = extract(rows, folder, Job(raw, feature_cache(), network, params, limits), facts).rejected
+        return False
+    try:
+        FeatureShards.open(folder)
+    except WTFlowError as error:
+        logger.warning("%s: damaged, and made again (%s)", folder, error)
+        return False
+    return True
+
+
+def _extract(rows: list[dict[str, Any]], folder: Path, job: Job, facts: dict[str, Any]) -> None:
+    """Raises `WTFlowError` for an image that cannot be read."""
+    with replacing(folder) as draft:
+        rejected = extract(rows, draft, job, facts).rejected
         if rejected.num_rows:
             first = rejected.to_pylist()[0]
-            raise WTFlowError(f"{raw / first['path']}: {first['reason']}: {first['detail']}. Mend it, or take it away.")
-    return folder
+            where = job.raw / first["path"]
+            raise WTFlowError(f"{where}: {first['reason']}: {first['detail']}. Mend it, or take it away.")
 
 
 def labelled_rows(folder: Path, line: str, place: Path) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from pipelines.adapters.ray_runtime import cluster
 from pipelines.adapters.search_tracking import SearchRun
 from pipelines.search_space import Choice, FloatRange, IntRange, Plain, TuneParams, nested
 from pipelines.validation import Validation
-from wtflow.artefact import read_json, replacing, write_json
+from wtflow.artefact import read_json, replacing, sha256_file, write_json
 from wtflow.errors import DigestError, WTFlowError
 from wtflow.features.links import link
 from wtflow.params import merged
@@ -72,9 +72,24 @@ class Search:
     name: str
     features: Path
     judged: Path
+    digests: list[str]
+    """Of both features: trials that find others would not be comparable."""
     base: Mapping[str, Any]
     """Section `train` of the line."""
     params: TuneParams
+
+    def tried(self, drawn: Mapping[str, Any]) -> dict[str, Plain]:
+        """What is tried for what was drawn; the settings as they stand are tried to all their digits."""
+        current = self.params.current(self.base)
+        return current if current is not None and dict(drawn) == current else self.params.values(drawn)
+
+    def opened(self) -> Validation:
+        """What trials train on and are judged by. Raises `WTFlowError` if it is not what the search began with."""
+        found = Validation.open(self.features, self.judged, self.params.objective, verify=False)
+        for folder, digest, wanted in zip((self.features, self.judged), found.digests, self.digests, strict=True):
+            if digest != wanted:
+                raise WTFlowError(f"{folder / 'index.json'}: not the features that the search began with.")
+        return found
 
     def settings(self, values: Mapping[str, Plain]) -> TrainParams:
         """Those of one trial."""
@@ -89,21 +104,25 @@ class Search:
     def packed(self) -> dict[str, Any]:
         """As plain values, for another process."""
         paths = {"features": str(self.features.resolve()), "judged": str(self.judged.resolve())}
-        return {"name": self.name, **paths, "base": dict(self.base), "params": self.params.model_dump(mode="json")}
+        settings = {"base": dict(self.base), "params": self.params.model_dump(mode="json")}
+        return {"name": self.name, **paths, "digests": list(self.digests), **settings}
 
     @classmethod
     def unpacked(cls, values: Mapping[str, Any]) -> "Search":
         """What `packed` packed."""
         features, judged = Path(values["features"]), Path(values["judged"])
-        return cls(values["name"], features, judged, values["base"], TuneParams.parse(values["params"], "tune"))
+        params = TuneParams.parse(values["params"], "tune")
+        return cls(values["name"], features, judged, values["digests"], values["base"], params)
 
 
 def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Trial]:
-    """All trials of the search, which is begun, continued, or only read when it had ended."""
+    """All trials of the search, which is begun, continued, or only read when it had ended.
+
+    Raises `WTFlowError` for one that Ctrl-C cut off, or whose features changed under it; both go on as if killed.
+    """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(NOTED_EVERY_S))
-    path, at_once = folder / search.name, search.params.concurrency
-    if not os.environ.get("RAY_ADDRESS"):  # a cluster has CPUs of its own, for which Ray waits
-        at_once = min(cores, at_once)
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # with its own, Ray takes Ctrl-C for the end of a search
+    path, at_once = folder / search.name, trials_at_once(search.params.concurrency, cores)
     trainable = tune.with_resources(_trial, {"CPU": 1})
     with alone(path), cluster(at_once):
         if put_back(path):
@@ -112,7 +131,10 @@ def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Tr
         else:
             shutil.rmtree(path, ignore_errors=True)  # of a driver that was killed before it tried anything
             tuner = _tuner(search, folder, at_once, trainable, tracked)
-        results = tuner.fit()
+        try:
+            results = tuner.fit()
+        except KeyboardInterrupt:
+            raise WTFlowError(f"search {search.name} was cut off. The same command goes on with it.") from None
         told = [_result(search, result) for result in results if result.config]
     if results.errors and not any(trial.whole for trial in told):
         raise WTFlowError(
@@ -120,6 +142,11 @@ def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Tr
             f"Mend the cause and type the same command to go on; {path} keeps what was tried."
         )
     return told
+
+
+def trials_at_once(wanted: int, cores: int) -> int:
+    """A Ray that is started here has `cores` CPUs; a cluster has CPUs of its own, for which Ray waits."""
+    return min(wanted, cores) if (os.environ.get("RAY_ADDRESS") or "local") == "local" else wanted
 
 
 @contextmanager
@@ -152,16 +179,41 @@ def put_back(path: Path) -> bool:
 
 def fill_gaps(path: Path) -> None:
     """Ray's last note of a search in `path` may name a checkpoint that a newer one has replaced before the driver was
-    killed, and Ray then gives the trial up. Where earlier checkpoints of a trial are missing, its newest stands in for
-    them: a state knows by itself which epochs are behind it."""
+    killed, and Ray then gives the trial up. Where checkpoints of a trial are missing, or were half copied, its newest
+    whole one stands in for them: a state knows by itself which epochs are behind it."""
     for trial in (folder for folder in path.iterdir() if folder.is_dir()):
-        kept = {int(found[1]): one for one in trial.iterdir() if (found := CHECKPOINT.fullmatch(one.name))}
-        for number in range(max(kept, default=0)):
-            if number not in kept:
+        found = {int(name[1]): one for one in trial.iterdir() if (name := CHECKPOINT.fullmatch(one.name))}
+        whole = [number for number, one in found.items() if _is_whole(one)]
+        for number in range(max(found, default=-1) + 1) if whole else ():
+            if number not in whole:
                 with replacing(trial / f"checkpoint_{number:06d}") as draft:
-                    shutil.copytree(
-                        kept[max(kept)], draft, copy_function=lambda source, target: link(Path(source), Path(target))
-                    )
+                    shutil.copytree(found[max(whole)], draft, copy_function=_linked)
+
+
+def _linked(source: str, target: str) -> None:
+    link(Path(source), Path(target))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        curve_of(checkpoint)
+    except WTFlowError:
+        return False
+    return True
+
+
+def curve_of(checkpoint: Path) -> list[dict[str, float]]:
+    """The curve of the epochs behind a trial's checkpoint. Raises `DigestError` unless all of it is whole."""
+    try:
+        curve: list[dict[str, float]] = read_json(checkpoint / "curve.json")
+        state = read_json(checkpoint / "state.json")
+        changed = [name for name, digest in state["files"].items() if sha256_file(checkpoint / name) != digest]
+        is_whole = not changed and len(curve) == len(state["history"])
+    except (WTFlowError, OSError, KeyError, TypeError, AttributeError) as error:
+        raise DigestError(f"{checkpoint}: this checkpoint is damaged ({error})") from error
+    if not is_whole:
+        raise DigestError(f"{checkpoint}: this checkpoint is damaged: its files are not of one epoch")
+    return curve
 
 
 def _tuner(search: Search, folder: Path, at_once: int, trainable: Any, tracked: SearchRun) -> Any:
@@ -215,7 +267,11 @@ def _trial(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     be_deterministic()
     search, curve = Search.unpacked(config["search"]), []
-    judged = Validation.open(search.features, search.judged, search.params.objective, verify=False)
+    try:
+        judged = search.opened()
+    except (WTFlowError, OSError) as error:  # no fault of these settings: `Note` ends the search
+        tune.report({"epoch": 1, SCORE: 0.0, "curve": [], "ends": str(error)})
+        return
 
     def on_epoch(state: TrainingState, epoch: Epoch) -> None:
         trained = TrainingState(copy.deepcopy(state.scorer), state.optimiser, state.history)
@@ -226,15 +282,17 @@ def _trial(config: dict[str, Any]) -> None:
             _report(curve, tune.Checkpoint.from_directory(folder))
 
     try:
-        params = search.settings(search.params.values(config["values"]))
+        params = search.settings(search.tried(config["values"]))
         state = start(judged.fit, params)
         curve += _continued(state)
+        if len(curve) == params.epochs:  # killed behind its last epoch, which Ray may not have noted
+            _report(curve)
         train(state, judged.fit, params, on_epoch=on_epoch)
     except WTFlowError as error:  # these settings cannot be trained: the lowest score, so that others are drawn
         tune.report({"epoch": len(curve) + 1, SCORE: 0.0, "curve": curve, "failure": str(error)})
 
 
-def _report(curve: list[dict[str, float]], checkpoint: Any) -> None:
+def _report(curve: list[dict[str, float]], checkpoint: Any = None) -> None:
     tune.report({"epoch": len(curve), SCORE: curve[-1][SCORE], "curve": curve, "failure": None}, checkpoint=checkpoint)
 
 
@@ -245,8 +303,8 @@ def _continued(state: TrainingState) -> list[dict[str, float]]:
         return []
     with checkpoint.as_directory() as folder:
         try:
+            curve = curve_of(Path(folder))
             state.load(Path(folder))
-            curve: list[dict[str, float]] = read_json(Path(folder, "curve.json"))
         except DigestError as error:
             logger.warning("%s; this trial starts from the first epoch, with the same result", error)
             return []
@@ -254,10 +312,12 @@ def _continued(state: TrainingState) -> list[dict[str, float]]:
 
 
 def _result(search: Search, result: Any) -> Trial:
-    metrics, values = result.metrics or {}, search.params.values(result.config["values"])
+    metrics, began = result.metrics or {}, Search.unpacked(result.config["search"])
+    values = began.tried(result.config["values"])
+    epochs = int(str(values.get("epochs", search.base["epochs"])))
     failure = metrics.get("failure") or (str(result.error) if result.error else None)
     name = str(metrics.get("trial_id") or Path(result.path).name)
-    return Trial(name, values, search.settings(values).epochs, metrics.get("curve", []), failure)
+    return Trial(name, values, epochs, metrics.get("curve", []), failure)
 
 
 def _folder_name(trial: Any) -> str:
@@ -278,6 +338,8 @@ class Watch(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """One that was trained to the end or stopped."""
         result = trial.last_result
+        if result.get("ends"):
+            return
         self.tracked.end(trial.trial_id, "FAILED" if result.get("failure") else "FINISHED")
         ended = sum(one.is_finished() or one is trial for one in trials)
         shown = ", ".join(f"{key} {value}" for key, value in self._values(trial).items())
@@ -290,21 +352,33 @@ class Watch(tune.Callback):  # type: ignore[misc]
         self.tracked.end(trial.trial_id, "FAILED")
 
     def _values(self, trial: Any) -> dict[str, Plain]:
-        return Search.unpacked(self.packed).params.values(trial.config["values"])
+        return Search.unpacked(self.packed).tried(trial.config["values"])
 
 
 class Note(tune.Callback):  # type: ignore[misc]
     """Keeps the newest whole state of a search within its folder, in one file that is replaced in one step. Ray writes
-    its files there one behind the other and in place; beforehand, it makes them ready elsewhere."""
+    its files there one behind the other and in place; beforehand, it makes them ready elsewhere.
+
+    Ends a search one of whose trials found other features, without a note of that trial: it is tried again."""
 
     NAME = "note.zip"
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._kept = 0
+        self._ends: str | None = None
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        """One that ends the search, perhaps; Ray would take an error here for the trial's."""
+        self._ends = self._ends or result.get("ends")
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
         """Behind Ray's own note, if there is a new one."""
+        if self._ends:
+            raise WTFlowError(
+                f"search {Path(self.folder).name}: {self._ends} To go on, bring them back (dvc checkout) and type the "
+                "same command; with new ones it is another search."
+            )
         if not trials:
             return
         staged = Path(trials[0].storage.experiment_driver_staging_path)
@@ -318,7 +392,8 @@ class Note(tune.Callback):  # type: ignore[misc]
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
         """Behind the last one."""
-        self.on_step_end(0, trials)
+        if not self._ends:
+            self.on_step_end(0, trials)
 
 
 class Deadline(tune.Stopper):  # type: ignore[misc]

@@ -79,6 +79,10 @@ def test_a_whole_number_is_drawn_in_steps() -> None:
 
 def test_settings_outside_of_the_space_are_no_point_of_it() -> None:
     assert parsed().current(TRAIN) == {"learning_rate": 0.003, "velocity.width": 8}
+    assert parsed().current(merged(TRAIN, {"learning_rate": 0.00123456})) == {
+        "learning_rate": 0.00123456,
+        "velocity.width": 8,
+    }
     assert parsed(space={"learning_rate": {"low": 0.004}}).current(TRAIN) is None
     assert parsed(space={"velocity.width": {"values": [16, 32]}}).current(TRAIN) is None
 

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import psutil
@@ -14,10 +16,16 @@ import pytest
 import yaml
 
 from pipelines import tune
+from pipelines.adapters import ray_tune
+from pipelines.adapters.ray_tune import Trial
+from pipelines.adapters.search_tracking import SearchRun
 from pipelines.lines import line_params
+from pipelines.search_space import nested
 from tests.guards.closure import ROOT
 from tests.pipelines.searches import write_project
 from tests.ray_processes import working
+from wtflow.errors import WTFlowError
+from wtflow.params import merged
 from wtflow.training import TrainParams
 
 COMMAND = [sys.executable, "-m", "pipelines.tune", "tiny"]
@@ -69,24 +77,32 @@ def curves(project: Path) -> dict[str, "Counter[int]"]:
     }
 
 
-@pytest.mark.slow
-def test_a_killed_search_goes_on_and_tries_as_many(project: Path) -> None:
-    process = subprocess.Popen(
-        COMMAND, cwd=project, env=environment(project), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+def started(project: Path, until: str) -> "subprocess.Popen[str]":
+    """A search that is under way, and has printed a line that begins so."""
+    process = subprocess.Popen(  # Ctrl-C is heard, also where the tests run in the background
+        ["env", "--default-signal=INT", *COMMAND],
+        cwd=project,
+        env=environment(project),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout is not None
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if line.startswith("trial 2:"):
-            break
-    else:
-        raise AssertionError("".join(seen))
+        if line.startswith(until):
+            return process
+    raise AssertionError("".join(seen))
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_and_tries_as_many(project: Path) -> None:
+    process = started(project, "trial 2:")
     time.sleep(3)  # into the third, and beyond Ray's next note
     ray = working(process.pid)
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    process.communicate()
     assert psutil.wait_procs(ray, timeout=60)[1] == []
     before = curves(project)
     assert 2 <= len(before) < TRIALS
@@ -94,6 +110,14 @@ def test_a_killed_search_goes_on_and_tries_as_many(project: Path) -> None:
     assert len(states) == 3
     for path in states:  # as if it had been killed while Ray wrote them
         path.write_bytes(path.read_bytes()[:99])
+
+    process = started(project, "trial 3:")
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    told = process.communicate(timeout=120)[0]
+    assert process.returncode == 1, told
+    assert "was cut off. The same command goes on with it." in told
+    assert "best first" not in told
 
     printed = run(project)
     after = curves(project)
@@ -108,6 +132,8 @@ def test_a_killed_search_goes_on_and_tries_as_many(project: Path) -> None:
     _check_runs(project)
 
     again = run(project, "--apply")  # shown again; nothing is tried
+    assert curves(project) == after
+    assert "nothing to change" in run(project, "--apply")  # nor once it is applied
     assert curves(project) == after
     lines = [line for line in printed.splitlines() if line.startswith(("Best for tiny", "The settings of tiny"))]
     assert len(lines) == 1
@@ -148,6 +174,108 @@ def test_a_line_whose_sections_are_left_empty_ends_with_its_best(
     settings["lines"] = {"tiny": dict.fromkeys(settings["lines"]["solar-mono"])}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings))
     monkeypatch.chdir(tmp_path)
-    tune._conclude("tiny", {"epochs": 7}, True, tmp_path)
+    base = line_params("tiny", "train", TrainParams).model_dump(mode="json")
+    tune._conclude("tiny", base, {"epochs": 7}, True, tmp_path)
     assert "lines.tiny.train of params.yaml now has epochs: 7" in capsys.readouterr().out
     assert line_params("tiny", "train", TrainParams).epochs == 7
+
+
+@pytest.fixture
+def small(tiny_features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_project(tiny_features, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db", "WTFLOW_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+BEST: dict[str, Any] = {"learning_rate": 0.003, "velocity.width": 16}
+
+
+def edit(place: Path, **train: Any) -> None:
+    values = yaml.safe_load((place / "params.yaml").read_text())
+    (place / "params.yaml").write_text(yaml.safe_dump(merged(values, {"train": train}), sort_keys=False))
+
+
+def test_the_best_is_written_as_it_was_tried(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = tune._base("tiny")
+    edit(small, learning_rate=0.0005)  # while the search ran
+    tune._conclude("tiny", base, BEST, True, small)
+    assert tune._base("tiny") == merged(base, nested(BEST))
+    tune._conclude("tiny", base, BEST, True, small)
+    assert "nothing to change" in capsys.readouterr().out
+
+
+def test_other_settings_than_those_of_the_search_are_not_applied(small: Path) -> None:
+    base = tune._base("tiny")
+    edit(small, epochs=3)
+    before = (small / "params.yaml").read_text()
+    with pytest.raises(WTFlowError, match=r"params\.yaml: train \(with lines\.tiny\.train\) changed during the search"):
+        tune._conclude("tiny", base, BEST, True, small)
+    assert (small / "params.yaml").read_text() == before
+    (small / "params.yaml").write_text(before.replace("tiny", "tidy"))
+    with pytest.raises(WTFlowError, match="no line 'tiny' under `lines`"):
+        tune._conclude("tiny", base, BEST, True, small)
+
+
+def test_a_search_s_name_says_what_it_tries(small: Path) -> None:
+    params, base, features = tune.tune_params("tiny"), tune._base("tiny"), {small / "fit": "1", small / "judged": "2"}
+    name = tune.search_name("tiny", params, base, features)
+    assert tune.search_name("tiny", params, merged(base, nested(BEST)), features) == name  # its best was applied
+    others = [
+        tune.search_name("tiny", params.model_copy(update={"seed": 1}), base, features),
+        tune.search_name("tiny", params, {**base, "epochs": 3}, features),
+        tune.search_name("tiny", params, base, {**features, small / "judged": "3"}),
+        tune.search_name("tiny", params, base, {small / "fit": "1", small / "moved/judged": "2"}),
+    ]
+    assert len({name, *others}) == 5
+
+
+def test_searches_of_other_libraries_have_other_names(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, base = tune.tune_params("tiny"), tune._base("tiny")
+    name = tune.search_name("tiny", params, base, {small: "1"})
+    for library in ("ray", "optuna"):
+        with monkeypatch.context() as patch:
+            patch.setattr(tune, "version", lambda one, changed=library: "0" if one == changed else version(one))
+            assert tune.search_name("tiny", params, base, {small: "1"}) != name
+
+
+def trial(failure: str | None = None, epochs: int = 2, **values: Any) -> Trial:
+    curve = [{"epoch": float(number), "score": 0.7} for number in range(epochs)]
+    return Trial("first", {**BEST, **values}, 2, curve, failure)
+
+
+def test_what_is_wrong_when_no_trial_was_whole(tmp_path: Path) -> None:
+    assert tune._best("tiny", [trial("not finite"), trial()], tmp_path) == trial()
+    with pytest.raises(WTFlowError, match=r"all 2 trials failed, the first of them: not finite\nMend tune\.space"):
+        tune._best("tiny", [trial("not finite\nand more"), trial("too wide")], tmp_path)
+    with pytest.raises(
+        WTFlowError, match=r"no trial of 2 was trained to the end\. Raise tune\.budget.* 1 failed, .*wide"
+    ):
+        tune._best("tiny", [trial(epochs=1), trial("too wide", 1)], tmp_path)
+    with pytest.raises(WTFlowError, match=r"no trial of 0 was trained to the end\. Raise tune\.budget"):
+        tune._best("tiny", [], tmp_path)
+
+
+@pytest.mark.usefixtures("small")
+def test_a_tracking_server_that_fails_does_not_hide_what_was_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[int] = []
+
+    def run(search: ray_tune.Search, folder: Path, cores: int, tracked: SearchRun) -> list[Trial]:
+        given.append(cores)
+        return [trial()]
+
+    def finish(*_: Any) -> None:
+        raise WTFlowError("MLflow is gone")
+
+    monkeypatch.setattr(ray_tune, "run", run)
+    monkeypatch.setattr(SearchRun, "begin", lambda *_: None)
+    monkeypatch.setattr(SearchRun, "finish", finish)
+    with pytest.raises(WTFlowError, match="MLflow is gone"):
+        tune.main("tiny", apply=False)
+    printed = capsys.readouterr().out
+    assert "0.7000" in printed
+    assert "as they stand, they were not tried" in printed
+    assert given == [1]  # WTFLOW_THREADS

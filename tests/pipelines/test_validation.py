@@ -1,12 +1,17 @@
+import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipelines import validation
 from pipelines.search_space import LabelledImages, SyntheticDefects
 from pipelines.validation import Validation, held_out, judged_features
 from tests.pipelines.searches import TUNE, write_project
@@ -87,6 +92,50 @@ def test_nothing_goes_through_the_backbone_twice(project: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (project / "work").rglob("*") if path.is_file()} == stamps
     more = SYNTHETIC.model_copy(update={"defects": ("blur",)})
     assert judged_features("tiny", more, project / "work") != folder
+
+
+def test_two_searches_at_once_make_their_features_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract, calls = validation.extract, list[Path]()
+
+    def slow(rows: Any, folder: Path, *more: Any) -> Any:
+        calls.append(folder)
+        time.sleep(0.5)
+        return extract(rows, folder, *more)
+
+    monkeypatch.setattr(validation, "extract", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: judged_features("tiny", SYNTHETIC, project / "work"), range(2))
+    assert first == second
+    assert len(calls) == 1
+    FeatureShards.open(first)
+
+
+def test_damaged_features_of_a_search_are_made_again(project: Path) -> None:
+    folder = judged_features("tiny", SYNTHETIC, project / "work")
+    digest = FeatureShards.open(folder).digest
+    (folder / "part-00000.safetensors").unlink()
+    (folder / "part-00000.safetensors").write_bytes(b"half")
+    assert judged_features("tiny", SYNTHETIC, project / "work") == folder
+    assert FeatureShards.open(folder).digest == digest
+
+
+def test_features_of_a_backbone_that_this_version_does_not_compute_are_refused(
+    tiny_features: Path, project: Path
+) -> None:
+    place = project / "copy"
+    shutil.copytree(tiny_features / "data", place / "data")
+    header = place / FIT / "index.json"
+    header.write_text(json.dumps({**json.loads(header.read_text()), "backbone_digest": "0" * 64}))
+    with pytest.raises(WTFlowError, match=r"fit/index\.json: backbone_digest is not .*dvc repro --force extract@tiny"):
+        judged_features("tiny", SYNTHETIC, project / "work", place)
+
+
+def test_damaged_copies_are_named_by_the_code_that_made_them(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged_features("tiny", SYNTHETIC, project / "work")
+    (project / "images.py").write_text("# another way to decode")
+    monkeypatch.setattr(validation.images, "__file__", str(project / "images.py"))
+    judged_features("tiny", SYNTHETIC, project / "work")
+    assert len([*(project / "work/tiny").glob("damaged-*")]) == 2
 
 
 def _folder(root: Path) -> LabelledImages:
