@@ -1,6 +1,7 @@
-"""How a command that is no stage is started: a parser with examples, errors for people."""
+"""How a command is started: a parser with examples, errors for people."""
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -21,8 +22,13 @@ def parser(name: str, description: str | None, examples: str) -> argparse.Argume
 
 
 def call(work: Callable[[], T]) -> T:
-    """What `work` returns. A `WTFlowError` goes to stderr as `error: ...` with exit code 1, any other goes on."""
+    """What `work` returns. A `WTFlowError` or a full disk goes to stderr as `error: ...` with exit code 1; any other
+    exception is a fault of the code and keeps its traceback."""
     try:
         return work()
     except WTFlowError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(f"error: no space left for {error.filename or 'the output'}. Free some, then type the same command.")

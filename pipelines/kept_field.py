@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from pipelines.provenance import library_versions
 from wtflow.artefact import digest_of, read_json, replacing, sha256_file, write_json
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
@@ -22,20 +23,27 @@ WEIGHTS = "scorer.safetensors"
 logger = logging.getLogger(__name__)
 
 
-def field_digest(params: TrainParams, shards: FeatureShards, code: Mapping[str, str]) -> str:
-    """Identity of a field: settings, features and source files that decide its weights."""
-    return digest_of([params.model_dump(mode="json", exclude=NOT_TRAINED_WITH), shards.digest, code])
+def field_digest(params: TrainParams, shards: FeatureShards, code: Mapping[str, str], workers: int) -> str:
+    """Identity of a field: settings, features, source files and libraries that decide its weights, and the number of
+    workers where it changes more than rounding: a `norm: batch` is over the share of a batch that a worker has."""
+    settings = params.model_dump(mode="json", exclude=NOT_TRAINED_WITH)
+    shares = workers if params.velocity.kind == "unet" and params.velocity.norm == "batch" else 1
+    return digest_of([settings, shards.digest, code, library_versions(), shares])
 
 
-def keep_field(folder: Path, digest: str, bundle: Path, history: Sequence[Epoch]) -> None:
-    """Keep the field of a bundle, in place of the line's last one. Warns if there is no space for it."""
+def keep_field(folder: Path, digest: str, bundle: Path, bundle_digest: str, history: Sequence[Epoch]) -> None:
+    """Keep the field of a bundle, in place of the line's last one. Warns if there is no space for it, or if the folder
+    `bundle` holds another one by now."""
     try:
         with replacing(folder) as draft:
             draft.mkdir(parents=True)
             link(bundle / WEIGHTS, draft / WEIGHTS)
-            facts = {"digest": digest, "sha256": sha256_file(draft / WEIGHTS)}
+            header, sha256 = read_json(bundle / "bundle.json"), sha256_file(draft / WEIGHTS)
+            if header["digest"] != bundle_digest or header["files"][WEIGHTS] != sha256:
+                raise WTFlowError(f"{bundle} was replaced meanwhile")
+            facts = {"digest": digest, "sha256": sha256}
             write_json(draft / "field.json", {**facts, "history": [asdict(epoch) for epoch in history]})
-    except OSError as error:
+    except (OSError, WTFlowError) as error:
         logger.warning("%s: not kept (%s), so that any other setting trains the line anew", folder, error)
 
 

@@ -1,8 +1,8 @@
 """Lay a preset over a product line: `python -m pipelines.preset LINE NAME` writes it into params.yaml.
 
 A preset, presets/<name>.yaml, is a line's overrides of `extract` and `train`. Keys that no preset sets stay as the line
-has them, those that one sets are the preset's; `default` takes them away. Comments stay, and nothing is written that a
-stage would refuse.
+has them, those that one sets are the preset's; `default` takes them away. Comments stay, but for those beside a setting
+that goes, and nothing is written that a stage would refuse.
 """
 
 import io
@@ -128,14 +128,19 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str
 
 
 def write(line: str, sections: Mapping[str, Any], path: Path = PARAMS_FILE) -> None:
-    """Set the line's `extract` and `train`; the rest of the file stays as it is, to the letter where YAML allows."""
+    """Set the line's `extract` and `train`; the rest of the file stays as it is, to the letter where YAML allows.
+
+    Raises `WTFlowError`, and writes nothing, if anything else would change with it.
+    """
+    before = read_params(path)
+    own = {**before["lines"][line], **{stage: sections[stage] for stage in STAGES}}
     editor = YAML()
     editor.width, editor.preserve_quotes = 4096, True
     editor.representer.add_representer(type(None), _null)
     params = editor.load(path.read_text(encoding="utf-8"))
     target = params["lines"][line]
     for stage in STAGES:
-        target[stage] = _commented(sections[stage])
+        _lay(target, stage, sections[stage])
     if any(sections[stage] for stage in STAGES):
         target.fa.set_block_style()
     elif not any(target.values()):
@@ -144,7 +149,26 @@ def write(line: str, sections: Mapping[str, Any], path: Path = PARAMS_FILE) -> N
     editor.dump(params, text)
     with replacing(path) as draft:
         draft.write_text(text.getvalue(), encoding="utf-8")
-        read_params(draft)
+        if read_params(draft) != {**before, "lines": {**before["lines"], line: own}}:
+            raise WTFlowError(
+                f"{path}: lines.{line} shares settings with another place (& and *, or <<), which would change with "
+                "it. Write them out, then type the same command."
+            )
+
+
+def _lay(parent: CommentedMap, key: str, value: Any) -> None:
+    """Let `key` hold `value`; what is the same already stays untouched, with its comments."""
+    node = parent.get(key)
+    if not (isinstance(node, CommentedMap) and node and isinstance(value, Mapping) and value):
+        parent[key] = _commented({key: value})[key]
+        return
+    for gone in [name for name in node if name not in value]:
+        del node[gone]
+    for name, one in value.items():
+        if name not in node or node[name] != one:
+            _lay(node, name, one)
+    if any(isinstance(one, Mapping) for one in value.values()):
+        node.fa.set_block_style()
 
 
 def _commented(values: Mapping[str, Any]) -> CommentedMap:

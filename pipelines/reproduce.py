@@ -192,10 +192,11 @@ def first_failure(
         wanted = digest_of([source, *([params[one], code[one]] for one in STAGES[:number])])
         if done.get(stage) == wanted:
             continue
+        done = {one: done[one] for one in STAGES[: number - 1]}
+        write_json(note, done)  # beforehand: one that fails may have written all the same
         if not run(place, stage, line):
             return stage
-        done = {one: done[one] for one in STAGES[: number - 1]} | {stage: wanted}
-        write_json(note, done)
+        write_json(note, done := {**done, stage: wanted})
     return None
 
 

@@ -17,6 +17,7 @@ from pipelines.adapters.tracking import TrainingRun
 from pipelines.environment import RunSettings, progress
 from pipelines.kept_field import field_digest, keep_field, kept_field
 from pipelines.lines import line_params
+from pipelines.lock import alone
 from pipelines.provenance import code_commit, library_versions, stage_sources
 from pipelines.stage import run
 from wtflow.artefact import digest_of, replacing, sha256_file
@@ -74,13 +75,23 @@ def train_line(
     line: str, params: TrainParams, settings: RunSettings, fit: Fit, on_epoch: Callable[[Epoch], None]
 ) -> Trained:
     """Train by `fit`, calibrate, and write the bundle and the loss curve; followed in MLflow. A field that was trained
-    before is taken from where it is kept."""
+    before is taken from where it is kept. Raises `WTFlowError` while another process trains the line."""
+    lock = settings.work / "locks" / f"train-{line}.lock"
+    with alone(
+        lock, f"{lock}: another process trains {line}. Wait for its end, or stop it; then type the same command."
+    ):
+        return _train_line(line, params, settings, fit, on_epoch)
+
+
+def _train_line(
+    line: str, params: TrainParams, settings: RunSettings, fit: Fit, on_epoch: Callable[[Epoch], None]
+) -> Trained:
     features = features_folder(line)
     shards = FeatureShards.open(features)
     conformal_rank(len(shards.rows(split="calibrate")), params.calibration.target_fpr)  # said now, not after training
     code = code_digests()
     name = run_name(line, params, shards, code)
-    field, place = field_digest(params, shards, code), settings.work / "fields" / line
+    field, place = field_digest(params, shards, code, settings.num_workers), settings.work / "fields" / line
     kept = kept_field(place, field, shards, params)
     with TrainingRun(line, name, params) as tracked:
 
@@ -99,7 +110,7 @@ def train_line(
         digest = _write(line, params, shards, state, calibration, list(code))
         tracked.finish(digest)
     if kept is None:
-        keep_field(place, field, Path(f"models/{line}"), state.history)
+        keep_field(place, field, Path(f"models/{line}"), digest, state.history)
     ray_train.forget(name, settings)  # of a kept field, too: one that was killed here before left its checkpoints
     return Trained(name, digest, state.history[-1].loss, calibration, kept is not None)
 
@@ -111,7 +122,8 @@ def features_folder(line: str) -> Path:
 
 def run_name(line: str, params: TrainParams, shards: FeatureShards, code: Mapping[str, str]) -> str:
     """The line, and a digest of everything that decides the result."""
-    return f"{line}-{digest_of([params.model_dump(mode='json'), shards.digest, code])[:12]}"
+    facts = [params.model_dump(mode="json"), shards.digest, code, library_versions()]
+    return f"{line}-{digest_of(facts)[:12]}"
 
 
 def calibrated(scorer: Scorer, shards: FeatureShards, params: TrainParams) -> Calibration:

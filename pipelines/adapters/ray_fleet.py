@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,8 @@ class Checkpoints:
                 state.save(Path(folder))
                 fs.copy_files(folder, target, fs.LocalFileSystem(), filesystem)
         for old in self._kept()[:-KEPT]:
-            filesystem.delete_dir(old)
+            with suppress(FileNotFoundError):  # another clone that trains the same may have dropped it
+                filesystem.delete_dir(old)
 
     def restore(self, state: TrainingState) -> None:
         """Continue the newest whole one, if there is any."""

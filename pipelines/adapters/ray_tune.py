@@ -5,7 +5,6 @@ tried; the same search started again goes on from that note, each unfinished tri
 """
 
 import copy
-import fcntl
 import logging
 import os
 import re
@@ -13,8 +12,7 @@ import shutil
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from pipelines.adapters.ray_runtime import cluster
 from pipelines.adapters.search_tracking import SearchRun
+from pipelines.lock import alone
 from pipelines.search_space import Choice, FloatRange, IntRange, Plain, TuneParams, nested
 from pipelines.validation import Validation
 from wtflow.artefact import read_json, replacing, sha256_file, write_json
@@ -38,6 +37,7 @@ NOTED_EVERY_S = 2
 RESTARTS = 2
 SCORE = "score"
 CHECKPOINT = re.compile(r"checkpoint_(\d{6})")
+UNDER_WAY = "is under way in another process. Wait for its end, or stop it; then the same command goes on."
 logger = logging.getLogger(__name__)
 
 
@@ -124,7 +124,7 @@ def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Tr
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # with its own, Ray takes Ctrl-C for the end of a search
     path, at_once = folder / search.name, trials_at_once(search.params.concurrency, cores)
     trainable = tune.with_resources(_trial, {"CPU": 1})
-    with alone(path), cluster(at_once):
+    with alone(path.with_name(f"{path.name}.lock"), f"search {path.name} {UNDER_WAY}"), cluster(at_once):
         if put_back(path):
             fill_gaps(path)
             tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True)
@@ -147,21 +147,6 @@ def run(search: Search, folder: Path, cores: int, tracked: SearchRun) -> list[Tr
 def trials_at_once(wanted: int, cores: int) -> int:
     """A Ray that is started here has `cores` CPUs; a cluster has CPUs of its own, for which Ray waits."""
     return min(wanted, cores) if (os.environ.get("RAY_ADDRESS") or "local") == "local" else wanted
-
-
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """The search in `path` is this process's inside. Raises `WTFlowError` while it is another one's."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WTFlowError(
-                f"search {path.name} is under way in another process. Wait for its end, or stop it; then the same "
-                "command goes on."
-            ) from None
-        yield
 
 
 def put_back(path: Path) -> bool:

@@ -84,3 +84,6 @@ def test_an_image_that_changed_is_named(tiny_features: Path, tiny_raw: Path, tmp
     (tmp_path / row["path"]).write_bytes((tiny_raw / row["path"]).read_bytes() + b"x")
     with pytest.raises(WTFlowError, match=rf"{row['path']}: not the bytes of the manifest"):
         write_damaged([row], tmp_path, tmp_path / "made", (64, 64), LIMITS, ["blur"], seed=0)
+    (tmp_path / row["path"]).unlink()
+    with pytest.raises(WTFlowError, match=rf"{row['path']}: cannot be read \(No such file.*dvc checkout"):
+        write_damaged([row], tmp_path, tmp_path / "made", (64, 64), LIMITS, ["blur"], seed=0)

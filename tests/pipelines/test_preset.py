@@ -116,3 +116,31 @@ def test_an_unknown_line_and_preset_are_named_with_the_known_ones(project: Path)
         preset.main("moon", "edge")
     with pytest.raises(WTFlowError, match="Known: default, accurate, edge, paper"):
         preset.main("solar-mono", "best")
+
+
+def test_a_line_that_cannot_be_changed_by_itself_is_refused_and_nothing_is_written(project: Path) -> None:
+    path = project / "params.yaml"
+    shared = "  solar-mono: &same {prepare: {}, extract: {}, train: {epochs: 3}, evaluate: {}, register: {}}\n"
+    rows = path.read_text().splitlines(keepends=True)
+    number = next(number for number, row in enumerate(rows) if row.startswith("  solar-mono: {prepare"))
+    rows[number : number + 2] = [shared, "  solar-poly: {<<: *same, prepare: {}}\n"]
+    before = "".join(rows)
+    path.write_text(before)
+    with pytest.raises(WTFlowError, match=r"params\.yaml: lines\.solar-mono shares settings"):
+        preset.main("solar-mono", "edge")
+    assert path.read_text() == before
+    assert [found.name for found in project.iterdir() if "tmp" in found.name] == []
+
+
+def test_comments_within_a_line_stay(project: Path) -> None:
+    path = project / "params.yaml"
+    own = "  solar-mono:\n    prepare: {}\n    extract: {}\n    train:\n      # a long day\n      epochs: 3\n"
+    own += "      calibration: {target_fpr: 0.02}   # as agreed\n    evaluate: {}\n    register: {}\n"
+    rows = path.read_text().splitlines(keepends=True)
+    number = next(number for number, row in enumerate(rows) if row.startswith("  solar-mono: {prepare"))
+    rows[number] = own
+    path.write_text("".join(rows))
+    preset.main("solar-mono", "edge")
+    text = path.read_text()
+    assert "      calibration: {target_fpr: 0.02}   # as agreed\n" in text
+    assert read(project)["lines"]["solar-mono"]["train"]["velocity"] == {"width": 56, "depth": 1}

@@ -85,6 +85,18 @@ def test_the_checkpoints_of_another_run_are_left_alone(tiny_fit: FeatureShards, 
     assert fresh.history == []
 
 
+def test_a_checkpoint_that_another_clone_dropped_is_no_error(
+    tiny_fit: FeatureShards, settings: RunSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = start(tiny_fit, train_params(epochs=1))
+    checkpoints, root = Checkpoints(settings.storage, "run"), Path(settings.storage) / "run/fleet"
+    checkpoints.save(state)
+    gone = [str(root / "gone")] * 2
+    monkeypatch.setattr(Checkpoints, "_kept", lambda self: [*gone, str(root / "000000")])
+    checkpoints.save(state)
+    assert [path.name for path in root.iterdir()] == ["000000"]
+
+
 def test_checkpoints_on_s3_are_kept_continued_and_removed(
     tiny_fit: FeatureShards, s3_port: int, bucket: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

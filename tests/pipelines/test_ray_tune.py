@@ -11,7 +11,8 @@ import pytest
 from ray import tune
 
 from pipelines.adapters import ray_tune
-from pipelines.adapters.ray_tune import Note, Search, alone, fill_gaps, put_back, trials_at_once
+from pipelines.adapters.ray_tune import Note, Search, fill_gaps, put_back, trials_at_once
+from pipelines.lock import alone
 from pipelines.search_report import cause
 from pipelines.search_space import TuneParams
 from pipelines.validation import Validation, judged_features
@@ -230,12 +231,9 @@ def test_the_noted_state_replaces_what_a_killed_driver_left(tmp_path: Path) -> N
 
 
 def test_a_search_is_one_process_s_at_a_time(tmp_path: Path) -> None:
-    path = tmp_path / "tune/tiny-0"
     second = pytest.raises(WTFlowError, match="search tiny-0 is under way in another process")
-    with alone(path), second, alone(path):
-        pass
-    with alone(path):
-        pass
+    with alone(tmp_path / "tiny-0.lock", "busy"), second:
+        ray_tune.run(search_of(TuneParams.parse(TUNE, "tune")), tmp_path, 1, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,17 @@ def test_what_is_done_is_not_done_again_and_what_changed_is(tmp_path: Path) -> N
     assert stages.ran == [(stage, line) for line in ("bottle", "cable") for stage in ("train", "evaluate")]
 
 
+def test_a_stage_that_wrote_and_failed_is_done_again_with_the_settings_of_before(tmp_path: Path) -> None:
+    root, stages = tree(tmp_path, "mvtec_ad", "bottle"), Stages(bottle=0.9)
+    reproduce.main("mvtec_ad", root, preset(tmp_path), stages)
+    stages.failing, stages.ran = {("train", "bottle")}, []
+    assert not reproduce.main("mvtec_ad", root, preset(tmp_path, train=PRESET["train"] | {"epochs": 3}), stages)
+    assert stages.ran == [("train", "bottle")]
+    stages.failing, stages.ran = set(), []
+    assert reproduce.main("mvtec_ad", root, preset(tmp_path), stages)
+    assert stages.ran == [("train", "bottle"), ("evaluate", "bottle")]
+
+
 def test_other_images_are_done_anew(tmp_path: Path) -> None:
     mini, full = (tree(tmp_path / name, "mvtec_ad", "bottle") for name in ("mini", "full"))
     stages = Stages(bottle=0.9)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.command import call
 from pipelines.stage import run
 from wtflow.errors import WTFlowError
 
@@ -59,6 +60,8 @@ def test_a_full_disk_is_no_fault_of_the_code(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "argv", ["weigh.py", "solar-mono"])
     with pytest.raises(SystemExit, match=r"^error: no space left for the output"):
         run(fill_disk, "Weigh.", EXAMPLE)
+    with pytest.raises(SystemExit, match=r"^error: no space left for the output.*type the same command"):
+        call(lambda: fill_disk("solar-mono"))
 
 
 @pytest.mark.parametrize("fault", [ValueError("a bug"), OSError(errno.EIO, "a broken disk")])

@@ -1,9 +1,15 @@
+import errno
+import fcntl
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 
+from pipelines import kept_field, train
 from pipelines.adapters import ray_train
 from pipelines.adapters.ray_fleet import fit_here
 from pipelines.environment import RunSettings
@@ -11,7 +17,7 @@ from pipelines.lines import line_params
 from pipelines.train import Trained, train_line
 from tests import tiny_line
 from tests.pipelines.searches import write_project
-from wtflow.bundle import load_bundle
+from wtflow.bundle import load_bundle, write_bundle
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
 from wtflow.params import merged
@@ -100,6 +106,75 @@ def test_a_field_that_other_settings_or_features_decide_is_trained(
     monkeypatch.setattr(FeatureShards, "digest", "other features")
     assert not trained(settled(), fit).was_kept
     assert fit.trained == 4
+
+
+def test_other_libraries_train_anew_and_continue_no_checkpoint(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = Trainer()
+    first = trained(settled(), fit)
+    for module in (kept_field, train):
+        monkeypatch.setattr(module, "library_versions", lambda: {"torch": "99"})
+    again = trained(settled(), fit)
+    assert (again.was_kept, fit.trained) == (False, 2)
+    assert again.name != first.name
+
+
+def test_the_number_of_workers_is_a_fields_own_where_each_normalises_its_share(tiny_fit: FeatureShards) -> None:
+    def digests(**velocity: str) -> int:
+        values = merged(tiny_line.TRAIN, {"batches": {"kind": "images"}, "velocity": velocity})
+        params = TrainParams.parse(values, "test")
+        return len({kept_field.field_digest(params, tiny_fit, {}, workers) for workers in (1, 2)})
+
+    assert digests(kind="unet", norm="batch") == 2
+    assert digests(kind="unet", norm="group") == digests(kind="location", norm="batch") == 1
+
+
+def test_a_line_that_another_process_trains_is_named_and_left_alone(place: Path) -> None:
+    lock = place / ".wtflow/locks/train-tiny.lock"
+    code = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.flock(lock, fcntl.LOCK_EX); print('held', flush=True)"
+    )
+    lock.parent.mkdir(parents=True)
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{code}; input()", lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(WTFlowError, match=r"train-tiny\.lock: another process trains tiny\. Wait"):
+            trained(settled(), Trainer())
+        assert not (place / "models").exists()
+        other.communicate("\n")
+    assert not trained(settled(), Trainer()).was_kept
+
+
+def test_a_file_system_without_locks_trains_all_the_same(
+    place: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_locks(*_: object) -> NoReturn:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert not trained(settled(), Trainer()).was_kept
+    assert "not locked (No locks available)" in caplog.text
+
+
+def test_the_field_of_a_bundle_that_took_the_place_of_this_one_is_not_kept(
+    place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = Trainer()
+    trained(settled(), fit)
+    kept = (place / ".wtflow/fields/tiny/field.json").read_bytes()
+    shutil.copytree(place / "models/tiny", place / "other")
+
+    def replaced(*what: Any) -> str:
+        digest = write_bundle(*what)
+        shutil.rmtree(place / "models/tiny")
+        shutil.copytree(place / "other", place / "models/tiny")
+        return digest
+
+    monkeypatch.setattr(train, "write_bundle", replaced)
+    assert not trained(settled(seed=1), fit).was_kept
+    assert "models/tiny was replaced meanwhile" in caplog.text
+    assert (place / ".wtflow/fields/tiny/field.json").read_bytes() == kept
 
 
 @pytest.mark.parametrize("file", ["scorer.safetensors", "field.json"])

@@ -97,11 +97,14 @@ def write_damaged(
     """Damaged copies of the images of manifest `rows`, one of each kind, as PNG of `size` = (height, width) below
     `folder`; returns their rows. What is there already is kept. An image's defects depend on it and the seed alone.
 
-    Raises `WTFlowError` for an image that is not the one of the manifest.
+    Raises `WTFlowError` for an image that is not the one of the manifest, or cannot be read.
     """
     made = []
     for row in rows:
-        data = (raw / row["path"]).read_bytes()
+        try:
+            data = (raw / row["path"]).read_bytes()
+        except OSError as error:
+            raise WTFlowError(f"{raw / row['path']}: cannot be read ({error.strerror}). Type: dvc checkout") from None
         if sha256_bytes(data) != row["image_id"]:
             raise WTFlowError(f"{raw / row['path']}: not the bytes of the manifest. Type: dvc repro extract")
         clean = preprocess(decode(data, limits), size)
