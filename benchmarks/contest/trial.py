@@ -87,7 +87,7 @@ def measure(method: Method, line: ProductLine, seed: int) -> dict[str, Any]:
 
 def key(method: Method, line: ProductLine, seed: int) -> str:
     """Digest of method, settings, code, torch, backbone, split and seed. Comments and docstrings do not count."""
-    backbone = {name: _backbone(method, line)[name] for name in ("name", "sha256", "levels", "image_size")}
+    backbone = {name: _backbone(method, line)[name] for name in ("name", "sha256", "levels", "image_size", "mirrored")}
     sources = [f"{method.module.replace('.', '/')}.py", *method.code, *SHARED_CODE]
     return digest_of(
         {

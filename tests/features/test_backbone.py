@@ -123,14 +123,29 @@ def test_a_download_that_went_wrong_is_not_kept(
     assert build_backbone(named).digest == backbone.digest
 
 
+def test_mirrored_features_are_the_mean_of_both_views(backbone: Backbone, photographs: torch.Tensor) -> None:
+    mirrored = build_backbone(params(mirrored=True))
+    plain, turned = backbone(photographs), backbone(photographs.flip(2))
+    for level, map_BCHW in mirrored(photographs).items():
+        mean_BCHW = (plain[level].float() + turned[level].flip(3).float()) / 2
+        rounding = {"rtol": 2e-3, "atol": 0.02}  # to halves, once more than there
+        assert torch.allclose(map_BCHW.float(), mean_BCHW, **rounding)
+        assert not torch.allclose(map_BCHW.float(), plain[level].float(), **rounding)
+    assert all(
+        torch.equal(map_BCHW.flip(3), mirrored(photographs)[level])
+        for level, map_BCHW in mirrored(photographs.flip(2)).items()
+    )
+
+
 def test_digest_names_weights_levels_and_size(backbone: Backbone) -> None:
     digests = {backbone.digest}
+    digests.add(build_backbone(params(mirrored=True)).digest)
     digests.add(build_backbone(params(levels=[3])).digest)
     digests.add(build_backbone(params(image_size=[64, 96])).digest)
     weights = {name: value.clone() for name, value in backbone.network.state_dict().items()}
     weights["conv_stem.weight"][0, 0, 0, 0] += 1e-6
     digests.add(build_backbone(params(), weights).digest)
-    assert len(digests) == 4
+    assert len(digests) == 5
 
 
 def test_weights_with_another_digest_are_refused() -> None:

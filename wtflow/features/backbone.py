@@ -51,6 +51,9 @@ class BackboneParams(Section):
     """timm feature levels to keep, 0 = stride 2, fine to coarse: (2, 3) keeps strides 8 and 16."""
     image_size: tuple[Pixels, Pixels]
     """Height and width in pixels that photographs are resized to."""
+    mirrored: bool = False
+    """A photograph goes through the network a second time, mirrored left to right. Kept is the mean of its features
+    and of those of the mirror image, mirrored back. Takes twice the time."""
 
     @field_validator("levels")
     @classmethod
@@ -79,11 +82,18 @@ class Backbone(nn.Module):
     def forward(self, image_BYX3: Tensor) -> dict[int, Tensor]:
         """uint8 photographs of `params.image_size` -> float16 feature maps by level. On a CPU the features of a
         photograph are the same bits whichever others come with it."""
+        maps = self._seen(image_BYX3)
+        if self.params.mirrored:
+            turned = [map_BCHW.flip(3) for map_BCHW in self._seen(image_BYX3.flip(2))]
+            maps = [(one + other) / 2 for one, other in zip(maps, turned, strict=True)]
+        return {level: map_BCHW.half() for level, map_BCHW in zip(self.params.levels, maps, strict=True)}
+
+    def _seen(self, image_BYX3: Tensor) -> list[Tensor]:
+        """A level's map each."""
         x_B3YX = self.normalised(image_BYX3)
         # on a CPU one at a time: the kernels of a batch round otherwise, and float16 enlarges the difference
         pieces = x_B3YX.chunk(len(x_B3YX)) if x_B3YX.device.type == "cpu" else (x_B3YX,)
-        maps = [torch.cat(level) for level in zip(*map(self.lean, pieces), strict=True)]
-        return {level: map_BCHW.half() for level, map_BCHW in zip(self.params.levels, maps, strict=True)}
+        return [torch.cat(level) for level in zip(*map(self.lean, pieces), strict=True)]
 
     def normalised(self, image_BYX3: Tensor) -> Tensor:
         """uint8 photographs -> B x 3 x Y x X on the scale that the weights know, the channels last in memory."""
@@ -102,6 +112,8 @@ class Backbone(nn.Module):
         """Identity of the features: network, weights that are run, levels, image size and `ARITHMETIC`."""
         weights = {key: sha256_bytes(_bytes(value)) for key, value in self.network.state_dict().items()}
         seen = self.params.model_dump(mode="json", include={"name", "levels", "image_size"})
+        if self.params.mirrored:
+            seen["mirrored"] = True
         return digest_of({"weights": weights, "arithmetic": ARITHMETIC, **seen})
 
 
