@@ -117,7 +117,8 @@ def test_a_disk_that_fills_in_the_middle_of_a_shard(workspace: Path, tiny_featur
     said = done.stdout.splitlines()
     assert (said[0], said[-1]) == ("exit 1", "exit 0")
     assert re.fullmatch(
-        r"error: no space left for \S+/\.wtflow/features/2-[0-9a-f]{64}/\S+\. Free some, then type the same command\.\n",
+        r"error: no space left for \S+/\.wtflow/features/2-[0-9a-f]{64}/\S+\. "
+        r"Free some, then type the same command\.\n",
         done.stderr,
     )
     left = [Path(path) for path in said[1:-3] if path.endswith(".safetensors")]
