@@ -16,6 +16,8 @@ from rich.table import Table
 from wtflow.artefact import write_json
 
 RESULTS = Path(__file__).parent / "results"
+SHOWN = 6
+"""Entries of a list in a cell of the table; the file has all of them."""
 LIBRARIES = ("torch", "timm", "ray", "mlflow", "dvc", "numpy")
 
 
@@ -44,7 +46,8 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim
     """Print claims, and rows unless a better table was printed, and write benchmarks/results/<name>.json."""
     console = Console(width=160)
     if table:
-        console.print(_table(name, rows))
+        for one in _tables(name, rows):
+            console.print(one)
     for claim in claims:
         console.print(
             f"{'holds' if claim.holds else 'FAILS'}: {claim.claim}: {claim.value:g} ({claim.limit})", markup=False
@@ -61,14 +64,24 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], claims: Sequence[Claim
     console.print(f"Written: benchmarks/results/{name}.json")
 
 
-def _table(name: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title=name)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        table.add_column(column, overflow="fold")
+def _tables(name: str, rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """A new one begins with a row that lacks columns of those before it and has others."""
+    groups: list[tuple[list[str], list[Mapping[str, Any]]]] = []
     for row in rows:
-        table.add_row(*(_cell(row.get(column)) for column in columns))
-    return table
+        if not groups or not (row.keys() <= set(groups[-1][0]) or row.keys() >= set(groups[-1][0])):
+            groups.append(([], []))
+        columns, alike = groups[-1]
+        columns += [column for column in row if column not in columns]
+        alike.append(row)
+    tables = []
+    for columns, alike in groups:
+        table = Table(title=name)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in alike:
+            table.add_row(*(_cell(row.get(column)) for column in columns))
+        tables.append(table)
+    return tables
 
 
 def parse_no_arguments(description: str, example: str) -> None:
@@ -77,6 +90,9 @@ def parse_no_arguments(description: str, example: str) -> None:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        shown = value if len(value) <= SHOWN else [*value[: SHOWN - 1], "...", value[-1]]
+        return ", ".join(map(_cell, shown))
     return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
