@@ -75,8 +75,12 @@ def claims(steps: dict[str, Step], images: int) -> list[Claim]:
         at_most(f"seconds of dvc status over {LINES} lines", steps["status of all lines"].seconds, 5),
     ]
     if "extract" in steps:
-        share = steps["extract, 1 % added"].cpu_seconds / steps["extract"].cpu_seconds
-        found.append(at_most(f"{named}: extracting 1 % more, as a share of the first extraction", share, 0.02))
+        first, idle, more = (
+            steps[step].cpu_seconds for step in ("extract", "extract, nothing to do", "extract, 1 % added")
+        )
+        of_first = "as a share of the first extraction"
+        found.append(at_most(f"{named}: what 1 % more adds to an extraction, {of_first}", (more - idle) / first, 0.02))
+        found.append(at_most(f"{named}: extracting 1 % more, {of_first}", more / first, 0.02))
     return found
 
 
@@ -102,6 +106,7 @@ def many_images(root: Path, images: int, with_extract: bool) -> list[Step]:
     if with_extract:
         last = f"extract@{LINE}"
         step("extract", sys.executable, "-m", "pipelines.extract", LINE)
+        step("extract, nothing to do", sys.executable, "-m", "pipelines.extract", LINE)
         step("repro of extract", "dvc", "repro", "-q", last)
         pretend(root, [LINE], ("train", "evaluate", "register"))
         last = f"register@{LINE}"
@@ -126,6 +131,7 @@ def many_lines(root: Path) -> Step:
     for number, line in enumerate(lines):
         write_images(root / "data/raw" / line, range(number * 20, number * 20 + 20))
     finished(start(root, "dvc", "add", "-q", *(f"data/raw/{line}" for line in lines)))
+    finished(start(root, "dvc", "repro", "-q", *(f"code-{stage}" for stage in ("fetch", *SECTIONS))))
     pretend(root, lines, ("prepare", "extract", "train", "evaluate", "register"))
     step = measured("status of all lines", LINES * 20, lambda: start(root, "dvc", "status"))
     said = subprocess.run(

@@ -126,8 +126,9 @@ def make_lines(place: Path) -> None:
             (place / folder / "note").write_text(f"{line}: its images are those of {SOURCE}\n")
     done = [f"{stage}@{line}" for line in lines for stage in ("prepare", "extract")]
     add = ["-m", "dvc", "add", "-q", *(f"data/raw/{line}" for line in lines)]
+    code = ["-m", "dvc", "repro", "-q", "code-prepare", "code-extract"]
     commit = ["-c", "import sys; from pipelines.adapters.dvc_lock import commit; commit(sys.argv[1:])", *done]
-    for arguments in (add, commit):
+    for arguments in (add, code, commit):
         subprocess.run([sys.executable, *arguments], cwd=place, env=_environment(place), check=True)
 
 

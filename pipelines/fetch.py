@@ -46,6 +46,7 @@ def main(line: str) -> None:
     """Replace data/raw/<line> by what its source holds."""
     params = fetch_params(line, FetchParams)
     raw = Path("data/raw") / line
+    _check_place(raw)
     if params.url is not None:
         fetch_bucket(line, params.url, raw)
     elif params.package is not None:
@@ -54,7 +55,6 @@ def main(line: str) -> None:
 
 def fetch_bucket(line: str, url: str, raw: Path) -> None:
     """Bring what is new or changed. Unfinished work waits in the work folder for the same command."""
-    _check_place(raw)
     place = RunSettings().work / "fetch"
     work = place / line
     bucket = Bucket(url, S3Settings())
@@ -89,7 +89,6 @@ def said(line: str, url: str, fetched: Fetched) -> str:
 
 def fetch_package(package: Path, select: str | None, raw: Path) -> None:
     """Copy the images of one cell type, and write their labels.csv."""
-    _check_place(raw)
     with replacing(raw) as draft:
         (draft / "images").mkdir(parents=True)
         with (draft / "labels.csv").open("w", encoding="utf-8", newline="") as file:

@@ -22,6 +22,7 @@ from pipelines.command import call, parser
 from pipelines.environment import RunSettings
 from pipelines.fleet_table import FleetTable
 from pipelines.lines import known_line, line_params, read_params
+from pipelines.provenance import stage_code
 from wtflow.data.shards import FeatureShards
 from wtflow.errors import WTFlowError
 from wtflow.training import TrainParams
@@ -59,6 +60,9 @@ def stale_lines(lines: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Lines that have to be trained, and those that cannot be yet, with the reason."""
     # of all stages: DVC reads dvc.lock again for each one that is named
     changed = json.loads(_dvc("status", "--json"))
+    if code := [name for name in changed if name.startswith("code-")]:
+        _dvc("repro", "--quiet", *code)
+        changed = json.loads(_dvc("status", "--json"))
     stale, blocked = [], {}
     for line in lines:
         before = [name for name in (f"{stage}@{line}" for stage in BEFORE) if name in changed]
@@ -120,11 +124,11 @@ def commit(runs: Mapping[str, str]) -> dict[str, str]:
 
 def _changed(line: str, run: str) -> str | None:
     """Why the line is not any more what `run` trained; None if it is."""
-    from pipelines.train import code_digests, features_folder, run_name
+    from pipelines.train import features_folder, run_name
 
     try:
         params = line_params(line, "train", TrainParams)
-        now = run_name(line, params, FeatureShards.open(features_folder(line), verify=False), code_digests())
+        now = run_name(line, params, FeatureShards.open(features_folder(line), verify=False), stage_code("train"))
     except WTFlowError as error:  # renamed, removed, or params.yaml half written
         return f"changed while it trained: {error}"
     return None if now == run else "changed while it trained. Type the same command"

@@ -12,13 +12,14 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def alone(path: Path, busy: str) -> Iterator[None]:
-    """This process alone is inside; the system lets go when it ends, however it ends. Raises `WTFlowError` with the
-    text `busy` while another one is. Warns where the file system of `path` has no locks."""
+def alone(path: Path, busy: str | None = None) -> Iterator[None]:
+    """This process alone is inside; the system lets go when it ends, however it ends. While another one is, raises
+    `WTFlowError` with the text `busy`, or waits if there is none. Warns where the file system of `path` has no
+    locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise WTFlowError(busy) from None
         except OSError as error:

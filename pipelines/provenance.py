@@ -8,6 +8,8 @@ from pathlib import Path
 
 import yaml
 
+from wtflow.artefact import sha256_file
+
 LIBRARIES = ("torch", "timm", "numpy", "pillow", "safetensors")
 
 
@@ -29,11 +31,15 @@ def stage_sources(stage: str, root: Path = Path()) -> list[str]:
     """The source files of a stage as `root`/dvc.yaml lists them, from `root`; a folder stands for the files in it."""
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     found: list[str] = []
-    for dep in stages[stage]["do"]["deps"]:
-        if dep.startswith(("pipelines/", "wtflow/")):
-            inside = sorted((root / dep).glob("**/*.py"))
-            found += [str(path.relative_to(root)) for path in inside] or [dep]
+    for dep in stages[f"code-{stage}"]["deps"]:
+        inside = sorted((root / dep).glob("**/*.py"))
+        found += [str(path.relative_to(root)) for path in inside] or [dep]
     return found
+
+
+def stage_code(stage: str, root: Path = Path()) -> dict[str, str]:
+    """SHA-256 of each of them."""
+    return {path: sha256_file(root / path) for path in stage_sources(stage, root)}
 
 
 def library_versions() -> dict[str, str]:

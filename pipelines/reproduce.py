@@ -25,8 +25,8 @@ from pipelines.command import call, parser
 from pipelines.environment import RunSettings
 from pipelines.lines import LINE_STAGES, NAME_RULE, is_line_name, read_params
 from pipelines.preset import check, read_preset, read_presets
-from pipelines.provenance import code_commit, stage_sources
-from wtflow.artefact import digest_of, read_json, replacing, sha256_file, write_json
+from pipelines.provenance import code_commit, stage_code
+from wtflow.artefact import digest_of, read_json, replacing, write_json
 from wtflow.data.tree import files
 from wtflow.errors import WTFlowError
 from wtflow.params import merged
@@ -177,9 +177,7 @@ def source_of(folder: Path) -> str:
 
 def code_of_stages() -> dict[str, str]:
     """A digest of each stage's source files, as dvc.yaml lists them."""
-    sources = {stage: stage_sources(stage, CODE) for stage in STAGES}
-    digests = {path: sha256_file(CODE / path) for path in {path for paths in sources.values() for path in paths}}
-    return {stage: digest_of({path: digests[path] for path in paths}) for stage, paths in sources.items()}
+    return {stage: digest_of(stage_code(stage, CODE)) for stage in STAGES}
 
 
 def first_failure(

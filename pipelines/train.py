@@ -18,9 +18,9 @@ from pipelines.environment import RunSettings, progress
 from pipelines.kept_field import field_digest, keep_field, kept_field
 from pipelines.lines import line_params
 from pipelines.lock import alone
-from pipelines.provenance import code_commit, library_versions, stage_sources
+from pipelines.provenance import code_commit, library_versions, stage_code
 from pipelines.stage import run
-from wtflow.artefact import digest_of, replacing, sha256_file
+from wtflow.artefact import digest_of, replacing
 from wtflow.bundle import BundleConfig, write_bundle
 from wtflow.data.images import ImageLimits
 from wtflow.data.shards import FeatureShards
@@ -89,7 +89,7 @@ def _train_line(
     features = features_folder(line)
     shards = FeatureShards.open(features)
     conformal_rank(len(shards.rows(split="calibrate")), params.calibration.target_fpr)  # said now, not after training
-    code = code_digests()
+    code = stage_code("train")
     name = run_name(line, params, shards, code)
     field, place = field_digest(params, shards, code, settings.num_workers), settings.work / "fields" / line
     kept = kept_field(place, field, shards, params)
@@ -150,11 +150,6 @@ def bundle_config(params: TrainParams, shards: FeatureShards, scorer: Scorer) ->
         score=params.score,
         limits=ImageLimits.parse(header["limits"], f"{shards.folder}/index.json: limits"),
     )
-
-
-def code_digests() -> dict[str, str]:
-    """SHA-256 of each source file that this stage depends on."""
-    return {path: sha256_file(Path(path)) for path in stage_sources("train")}
 
 
 def _write(

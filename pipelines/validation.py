@@ -4,11 +4,8 @@ synthetic: normals that the trial does not train on, and damaged copies of them
 labelled:  a folder of yours with normal/ and anomalous/
 """
 
-import fcntl
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.feature_cache import feature_cache
+from pipelines.lock import alone
 from pipelines.search_space import LabelledImages, SyntheticDefects
 from wtflow.artefact import digest_of, replacing, sha256_bytes, sha256_file
 from wtflow.data import images, synthetic
@@ -139,7 +137,7 @@ def judged_features(
         "limits": limits.model_dump(mode="json"),
     }
     folder = work / line / f"features-{digest_of([facts, fit.header['backbone_digest']])[:12]}"
-    with _alone(folder):
+    with alone(folder.with_name(f"{folder.name}.lock")):
         if not _is_whole(folder):
             network = build_backbone(backbone, load_weights(fit.folder / "backbone.safetensors"))
             if network.digest != fit.header["backbone_digest"]:
@@ -150,15 +148,6 @@ def judged_features(
             params = ExtractParams.parse({"backbone": facts["backbone"], **SIZES}, "features of the search")
             _extract(rows, folder, Job(raw, feature_cache(), network, params, limits), facts)
     return folder
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time inside."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _is_whole(folder: Path) -> bool:

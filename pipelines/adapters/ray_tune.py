@@ -168,7 +168,7 @@ def fill_gaps(path: Path) -> None:
     whole one stands in for them: a state knows by itself which epochs are behind it."""
     for trial in (folder for folder in path.iterdir() if folder.is_dir()):
         found = {int(name[1]): one for one in trial.iterdir() if (name := CHECKPOINT.fullmatch(one.name))}
-        whole = [number for number, one in found.items() if _is_whole(one)]
+        whole = [number for number, one in found.items() if _has_its_curve(one)]
         for number in range(max(found, default=-1) + 1) if whole else ():
             if number not in whole:
                 with replacing(trial / f"checkpoint_{number:06d}") as draft:
@@ -179,7 +179,7 @@ def _linked(source: str, target: str) -> None:
     link(Path(source), Path(target))
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _has_its_curve(checkpoint: Path) -> bool:
     try:
         curve_of(checkpoint)
     except WTFlowError:

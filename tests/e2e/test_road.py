@@ -62,6 +62,19 @@ def test_nothing_is_done_twice(road: Project) -> None:
     assert "image_auroc" in road.run("dvc", "metrics", "show", "--md")
 
 
+def test_a_change_of_code_makes_the_stages_behind_it_stale_and_no_others(road: Project) -> None:
+    source = road.root / "wtflow/scoring/bootstrap.py"
+    before = source.read_text()
+    source.write_text(before + "# changed\n")
+    digests = ("code-evaluate", "code-register")
+    assert set(json.loads(road.run("dvc", "status", "--json"))) == set(digests)
+    road.run("dvc", "repro", "-q", *digests)
+    assert set(json.loads(road.run("dvc", "status", "--json"))) == {"evaluate@tiny", "register@tiny"}
+    source.write_text(before)
+    road.run("dvc", "repro", "-q", *digests)
+    assert "up to date" in road.run("dvc", "status")
+
+
 def test_a_second_clone_ends_with_the_same_bytes_and_nothing_to_commit(road: Project, tmp_path: Path) -> None:
     """Everything is computed again: the clone has neither cache nor registry, only the photographs."""
     assert road.run("git", "status", "--porcelain") == ""

@@ -10,9 +10,9 @@ import yaml
 from pipelines.lines import LINE_STAGES
 from tests.guards.closure import ROOT, closure, imported, module_file
 
-STAGES: dict[str, dict[str, Any]] = {
-    name: stage["do"] for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items()
-}
+DECLARED: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+STAGES: dict[str, dict[str, Any]] = {name: stage["do"] for name, stage in DECLARED.items() if "do" in stage}
+CODE: dict[str, dict[str, Any]] = {name: stage for name, stage in DECLARED.items() if "do" not in stage}
 READ_AT_RUN_TIME = {
     "evaluate": {"pipelines/report.html.j2"},
     # MLflow keeps a copy of this file in the registry and runs it there
@@ -22,7 +22,6 @@ READ_AT_RUN_TIME = {
 SHOWN_ALONE = {"prepare": {"train", "lines.${key}.train"}}
 """Settings that a stage reads to tell a person something: nothing that it writes depends on them (a test of the stage
 checks), so a change of them does not run it again."""
-FOLDERS_OF_DATA = ("data/", "models/", "metrics/", "reports/", "evaluations/", "registry/", "plots/")
 
 
 def paths(entries: list[Any]) -> list[str]:
@@ -72,11 +71,20 @@ def test_every_stage_has_a_module_and_the_other_way_round() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_deps_are_the_files_that_the_stage_imports(stage: str) -> None:
     assert module_file(f"pipelines.{stage}") is not None
-    listed = files([path for path in paths(STAGES[stage]["deps"]) if not path.startswith(FOLDERS_OF_DATA)])
+    listed = files(paths(CODE[f"code-{stage}"]["deps"]))
     wanted = closure(f"pipelines.{stage}") | READ_AT_RUN_TIME.get(stage, set())
     assert len(listed) == len(set(listed))
     assert (set(listed) - wanted, wanted - set(listed)) == (set(), set()), "too many, too few"
     assert all((ROOT / path).is_file() for path in listed)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_line_s_stage_depends_on_the_digests_of_its_code(stage: str) -> None:
+    digests = f"data/code/{stage}.json"
+    assert CODE[f"code-{stage}"]["cmd"] == f"python -m pipelines.code_digests {stage}"
+    assert CODE[f"code-{stage}"]["outs"] == [digests]
+    assert [path for path in paths(STAGES[stage]["deps"]) if path.startswith("data/code/")] == [digests]
+    assert set(CODE) == {f"code-{stage}" for stage in STAGES}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -87,15 +95,19 @@ def test_params_are_the_settings_that_the_stage_reads(stage: str) -> None:
 
 
 def test_data_that_a_stage_needs_is_what_another_makes() -> None:
-    made = [path for stage in STAGES.values() for kind in ("outs", "metrics") for path in paths(stage.get(kind, []))]
-    needed = {path for stage in STAGES.values() for path in paths(stage["deps"]) if path.startswith(FOLDERS_OF_DATA)}
+    made = [
+        path
+        for stage in (*STAGES.values(), *CODE.values())
+        for kind in ("outs", "metrics")
+        for path in paths(stage.get(kind, []))
+    ]
+    needed = {path for stage in STAGES.values() for path in paths(stage["deps"])}
     assert len(made) == len(set(made))
     assert needed <= set(made)
 
 
 def test_training_sees_nothing_of_the_test_split() -> None:
-    data = [path for path in paths(STAGES["train"]["deps"]) if path.startswith(FOLDERS_OF_DATA)]
-    assert data == ["data/features/${key}/fit"]
+    assert paths(STAGES["train"]["deps"]) == ["data/features/${key}/fit", "data/code/train.json"]
     literals = {
         node.value
         for file in closure("pipelines.train")

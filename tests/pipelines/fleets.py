@@ -24,6 +24,7 @@ def make_fleet(root: Path, count: int, **train: Any) -> Project:
     project.run("dvc", "add", "-q", *(f"data/raw/{line}" for line in lines))
     code = f"from pipelines import extract, prepare\nfor line in {list(lines)}: prepare.main(line); extract.main(line)"
     project.run(sys.executable, "-c", code)  # one process, and not one a stage
+    project.run("dvc", "repro", "-q", "code-prepare", "code-extract")
     project.run("dvc", "commit", "-q", "-f", *(f"{stage}@{line}" for line in lines for stage in ("prepare", "extract")))
     project.commit(".")
     return project

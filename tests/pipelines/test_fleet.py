@@ -15,7 +15,8 @@ from pipelines import fleet
 from pipelines.adapters import dvc_lock, ray_fleet, tracking
 from pipelines.environment import RunSettings
 from pipelines.lines import line_params
-from pipelines.train import code_digests, features_folder, run_name
+from pipelines.provenance import stage_code
+from pipelines.train import features_folder, run_name
 from tests.e2e.project import ROOT, Project
 from tests.pipelines.fleets import digest, make_fleet
 from tests.pipelines.searches import write_project
@@ -111,7 +112,7 @@ def test_a_line_that_params_yaml_lost_meanwhile_costs_no_other_its_note(
     shards, params = FeatureShards.open(features_folder("tiny")), line_params("tiny", "train", TrainParams)
     noted = list[str]()
     monkeypatch.setattr(dvc_lock, "commit", noted.extend)
-    run = run_name("tiny", params, shards, code_digests())
+    run = run_name("tiny", params, shards, stage_code("train"))
     assert "no line 'gone'" in fleet.commit({"gone": "a run", "tiny": run})["gone"]
     assert noted == ["train@tiny"]
 
@@ -160,3 +161,9 @@ def test_a_line_that_fails_stops_no_other_and_dvc_knows_the_rest(project: Projec
     assert "fleet: 2 of 3 lines up to date, 1 to train" in printed
     assert status(project) == {}
     assert "0 to train" in project.run(*FLEET)
+
+    # code that changes afterwards makes every line stale, without a `dvc repro` in between
+    source = project.root / "pipelines/train.py"
+    source.write_text(source.read_text() + "# changed\n")
+    asked = "from pipelines.fleet import stale_lines; print(stale_lines(['line-0', 'line-1']))"
+    assert project.run(sys.executable, "-c", asked) == "(['line-0', 'line-1'], {})\n"

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from pipelines.provenance import stage_sources
 
-DVC = "stages: {train: {do: {deps: [data/x, pipelines/train.py, pipelines/page.html.j2, wtflow/flow]}}}\n"
+DVC = "stages: {code-train: {deps: [pipelines/train.py, pipelines/page.html.j2, wtflow/flow]}}\n"
 
 
 def test_a_folder_stands_for_the_source_files_in_it(tmp_path: Path) -> None:

@@ -106,8 +106,8 @@ def _not_in_layout(raw: Path, sources: Iterable[SourceImage], params: PreparePar
     strays = [
         Rejection(storable(path), "not_in_layout", storable((why and why(raw, path)) or NO_MEANING))
         for path in files(raw)
-        if is_image(path)
-        and path not in named
+        if path not in named
+        and is_image(path)
         and regions.isdisjoint(parent.as_posix() for parent in PurePosixPath(path).parents)
         and not (passed_over and passed_over.fullmatch(path))
     ]

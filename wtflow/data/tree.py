@@ -1,7 +1,7 @@
 """What lies in a folder of raw images, seen as DVC sees it."""
 
 import os
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NoReturn
 
 from wtflow.errors import WTFlowError
@@ -23,20 +23,20 @@ def linked_folders(folder: Path) -> list[str]:
 
 def visible(path: str) -> bool:
     """Whether no part of the path begins with a dot."""
-    return not any(part.startswith(".") for part in PurePosixPath(path).parts)
+    return not path.startswith(".") and "/." not in path
 
 
 def is_image(path: str) -> bool:
     """Whether the name is that of a visible image file; what is inside has to be seen."""
-    return visible(path) and PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+    return visible(path) and path.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _walk(folder: Path) -> tuple[list[str], list[str]]:
     found, links = [], []
     for top, folders, names in os.walk(folder, onerror=_refuse):
-        place = Path(top).relative_to(folder)
-        links += [(place / name).as_posix() for name in folders if Path(top, name).is_symlink()]
-        found += [(place / name).as_posix() for name in names if name not in NOT_DATA]
+        place = "" if Path(top) == folder else f"{Path(top).relative_to(folder).as_posix()}/"
+        links += [place + name for name in folders if Path(top, name).is_symlink()]
+        found += [place + name for name in names if name not in NOT_DATA]
         folders[:] = [name for name in folders if name not in NOT_DATA]
     return sorted(found), sorted(links)
 
