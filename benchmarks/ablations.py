@@ -137,7 +137,7 @@ def _asked_with(state: TrainingState, fit: FeatureShards, params: TrainParams) -
     old = state.scorer
     scorer = Scorer(old.fusion, old.field, params.coupling, params.solver, params.score)
     scorer.c.copy_(old.c)
-    return finish(TrainingState(scorer, state.optimiser, state.history), fit)
+    return finish(TrainingState(scorer, state.params, state.history), fit)
 
 
 def _row(variant: str, lines: list[ProductLine]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def keep_field(folder: Path, digest: str, bundle: Path, bundle_digest: str, hist
 
 
 def kept_field(folder: Path, digest: str, shards: FeatureShards, params: TrainParams) -> TrainingState | None:
-    """The trained state, if it is the field of this digest that is kept, and whole; its optimiser has no moments."""
+    """The trained state, if it is the field of this digest that is kept, and whole; its optimiser begins anew."""
     path = folder / "field.json"
     if not path.is_file():
         return None

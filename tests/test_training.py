@@ -1,5 +1,8 @@
 import math
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -159,6 +162,33 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(
     finish(resumed, tiny_fit)
     assert same(weights(resumed), weights(whole))
     assert resumed.history == whole.history
+
+
+@pytest.mark.slow
+def test_who_reads_a_state_does_not_wait_for_what_an_optimiser_imports(tiny_fit: FeatureShards, tmp_path: Path) -> None:
+    trained(tiny_fit, train_params(epochs=1)).save(tmp_path)
+    code = f"""
+import sys
+from pathlib import Path
+from tests.tiny_line import train_params
+from wtflow.data.shards import FeatureShards
+from wtflow.training import blank, finish
+shards = FeatureShards.open(Path({str(tiny_fit.folder)!r}))
+state = blank(shards, train_params(epochs=1))
+state.load(Path({str(tmp_path)!r}))
+finish(state, shards)
+print("torch._dynamo" in sys.modules, end=" ")
+state.optimiser
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "False True\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ["scorer.safetensors", "optimiser.safetensors", "state.json"])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
@@ -108,10 +109,21 @@ class TrainingState:
     """Everything a run needs to go on: head, optimiser, and the epochs behind it."""
 
     scorer: Scorer
-    optimiser: torch.optim.AdamW
+    params: TrainParams
     history: list[Epoch]
     batches: Batches | None = None
     """Those that `start` had to fill to measure the coupling's constant; `train` takes them over."""
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    """Of the optimiser that is not there yet."""
+
+    @cached_property
+    def optimiser(self) -> torch.optim.AdamW:
+        """Made when it is asked for: torch imports for seconds before its first one, and a reader needs none."""
+        rate, decay = self.params.learning_rate, self.params.weight_decay
+        made = torch.optim.AdamW(self.scorer.field.parameters(), lr=rate, weight_decay=decay, betas=(0.9, 0.999))
+        _unflatten(made, self.moments)
+        self.moments = {}
+        return made
 
     def save(self, folder: Path) -> None:
         """Write the state to `folder`: two safetensors files, and a JSON last that holds their digests."""
@@ -134,8 +146,8 @@ class TrainingState:
         except (WTFlowError, OSError, KeyError, TypeError, SafetensorError) as error:
             raise DigestError(f"{folder}: this checkpoint is damaged ({error})") from error
         self.scorer.load_state_dict(weights)
-        _unflatten(self.optimiser, moments)
-        self.history = history
+        self.moments, self.history = moments, history
+        self.__dict__.pop("optimiser", None)
 
 
 def be_deterministic() -> None:
@@ -171,10 +183,7 @@ def blank(shards: FeatureShards, params: TrainParams) -> TrainingState:
     fusion = build_fusion(params.fusion, first, tuple(shards.header["backbone"]["image_size"]))
     network = build_field(params.velocity, fusion.channels, fusion.size)
     scorer = Scorer(fusion, network, params.coupling, params.solver, params.score)
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=params.learning_rate, weight_decay=params.weight_decay, betas=(0.9, 0.999)
-    )
-    return TrainingState(scorer, optimiser, [])
+    return TrainingState(scorer, params, [])
 
 
 def train(

@@ -259,7 +259,7 @@ def _trial(config: dict[str, Any]) -> None:
         return
 
     def on_epoch(state: TrainingState, epoch: Epoch) -> None:
-        trained = TrainingState(copy.deepcopy(state.scorer), state.optimiser, state.history)
+        trained = TrainingState(copy.deepcopy(state.scorer), state.params, state.history)
         curve.append({**asdict(epoch), **judged.criterion(finish(trained, judged.fit))})
         with tempfile.TemporaryDirectory() as folder:
             state.save(Path(folder))

@@ -58,6 +58,26 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(whole) > 10
 
 
+def test_the_first_look_misses_no_pair() -> None:
+    """Against every cosine by itself: pictures, copies that are more and more alike, and noise."""
+    rng = np.random.default_rng(0)
+    base = np.stack([thumbnail(picture) for picture in PICTURES]).astype(float)
+    shifted = [np.clip(base + rng.normal(0, noise, base.shape), 0, 255) for noise in (1, 3, 6, 12)]
+    thumbnails = list(np.concatenate([base, *shifted, rng.uniform(0, 255, base.shape)]).astype(np.uint8))
+    splits = [("train", "calibrate", "test")[(number + number // len(base)) % 3] for number in range(len(thumbnails))]
+    prints_ND = likeness._fingerprints(np.stack(thumbnails))
+    wanted = {}
+    for image, split in enumerate(splits):
+        earlier = [
+            one for one, other in enumerate(splits) if likeness.SPLITS.index(other) < likeness.SPLITS.index(split)
+        ]
+        cosines = prints_ND[earlier] @ prints_ND[image]
+        if earlier and cosines.max() >= likeness.NEAR:
+            wanted[image] = earlier[int(cosines.argmax())]
+    assert {pair.image: pair.other for pair in near_duplicates(thumbnails, splits)} == wanted
+    assert 20 < len(wanted) < 200
+
+
 def test_pictures_of_nothing_are_like_nothing() -> None:
     blank = thumbnail(Image.new("RGB", (64, 64), (9, 9, 9)))
     assert near_duplicates([blank] * 3, ["train", "calibrate", "test"]) == []

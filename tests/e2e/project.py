@@ -8,7 +8,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import yaml
+
+from pipelines.lock import alone
 
 ROOT = Path(__file__).parents[2]
 WANTED = {"0.0": 72, "1.0": 12, "0.3333333333333333": 3}
@@ -87,12 +90,19 @@ def make_project(root: Path) -> Project:
     return project
 
 
-def ready_to_train(root: Path, epochs: int) -> Project:
-    """The same with the features of `tiny` extracted, to be trained for so many epochs."""
-    project = make_project(root)
+def ready_to_train(places: pytest.TempPathFactory, name: str, epochs: int) -> Project:
+    """The same with the features of `tiny` extracted, to be trained for so many epochs: a copy in a folder `name` of
+    what the first one to ask, in whichever process of the tests, has made."""
+    base = places.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with alone(shared / "ready.lock"):
+        if not (shared / "ready").is_dir():
+            made = make_project(shared / "ready.draft")
+            made.stage("prepare")
+            made.stage("extract")
+            made.root.rename(shared / "ready")
+    project = Project(shutil.copytree(shared / "ready", places.mktemp(name) / "project"))
     project.configure(train={**SMALL["train"], "epochs": epochs})
-    project.stage("prepare")
-    project.stage("extract")
     return project
 
 

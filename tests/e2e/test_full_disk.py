@@ -48,7 +48,7 @@ def disk(path: Path, kib: int) -> Iterator[Disk]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Features extracted, ready to train."""
-    made = ready_to_train(tmp_path_factory.mktemp("full"), EPOCHS)
+    made = ready_to_train(tmp_path_factory, "full", EPOCHS)
     made.environment["WTFLOW_CHECKPOINT_S"] = "0"
     return made
 

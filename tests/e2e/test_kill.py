@@ -44,7 +44,7 @@ for _ in sys.stdin:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Features extracted, ready to train."""
-    return ready_to_train(tmp_path_factory.mktemp("kill"), EPOCHS)
+    return ready_to_train(tmp_path_factory, "kill", EPOCHS)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_workers_killed_at_random_moments(project: Project, undisturbed: str) ->
         command, cwd=project.root, env=project.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
-        digests, moments = [_after(process, None)[0]], list[float]()
-        _, life = _after(process, None)  # the first one also waits for imports
+        digest, life = _after(process, None)
+        digests, moments = [digest], list[float]()
         while len(moments) < wanted:
             moment = draw.uniform(0, life)
             digest, lived = _after(process, moment)
