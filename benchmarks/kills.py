@@ -1,20 +1,24 @@
 """SIGKILL at random moments of the stage `extract`: is the cache still whole, and the one of an undisturbed run?
 
-Each time the stage is started as a process of its own and killed after a random time, up to what the whole stage takes;
-what it left is continued by the next one. Whenever one got through, its cache and its outputs are compared, byte by
-byte, with those of a run that nobody killed, and everything is removed. The last run is not killed.
+Each time the stage is started as a process of its own, forked from one that has its imports behind it, and killed
+after a random time, up to what the whole stage takes; what it left is continued by the next one. Whenever one got
+through, its cache and its outputs are compared, byte by byte, with those of a run that nobody killed, and everything
+is removed. The last run is not killed.
 """
 
 import argparse
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from PIL import Image
 
 from benchmarks.product_lines import PROJECT
 from benchmarks.report import at_least, at_most, publish
+from pipelines import extract, prepare
 from pipelines.lines import LINE_STAGES, read_params
 from wtflow.errors import WTFlowError
 from wtflow.features.cache import UNFINISHED, FeatureCache
@@ -36,8 +41,8 @@ SETTINGS = {
     "prepare": {"layout": "folder", "test_fraction": 0.25, "calibrate_fraction": 0.25},
     "extract": {"backbone": {"image_size": [SIDE, SIDE]}, "partition_size": 8, "batch_size": 8},
 }
-STAGE = f"import timm; from pipelines import extract; print('ready', flush=True); extract.main('{LINE}')"
-"""timm, which the stage imports when it needs it, is imported before: kills are to hit the work."""
+START = multiprocessing.get_context("forkserver")
+START.set_forkserver_preload(["timm", "pipelines.extract"])  # timm: the stage imports it when it needs it
 
 
 @dataclass
@@ -84,29 +89,32 @@ def main() -> None:
 def drill(folder: Path, kills: int, seed: int = 0) -> tuple[float, Tally]:
     """Seconds of the undisturbed stage, and what the kills did."""
     _write_line(folder)
-    with _started(folder, "from pipelines import prepare; print('ready', flush=True); prepare.main('drill')"):
+    with _started(folder, prepare.main):
+        pass
+    with _started(folder, extract.main):
         pass
     began = time.monotonic()
-    with _started(folder, STAGE):
-        began = time.monotonic()
+    _clear(folder)
+    with _started(folder, extract.main):  # the first one waited for the imports, too
+        pass
     seconds = time.monotonic() - began
     whole, rng, tally = _bytes(folder), random.Random(seed), Tally()
     _clear(folder)
     while tally.kills < kills:
-        with _started(folder, STAGE) as process:
+        with _started(folder, extract.main) as process:
             began = time.monotonic()
-            try:
-                process.wait(timeout=rng.uniform(0, seconds))
+            process.join(timeout=rng.uniform(0, seconds))
+            if process.exitcode is None:
+                process.kill()
+            else:
                 seconds = min(seconds, time.monotonic() - began)  # the first run may have found a busy machine
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-        if process.returncode == -signal.SIGKILL:
+        if process.exitcode == -signal.SIGKILL:
             tally.kills += 1
             tally.shards.append(len(list(folder.glob(".wtflow/features/*/*.safetensors"))))
             tally.half_written += any(folder.glob(f".wtflow/features/*/{UNFINISHED}"))
         else:
             _finish(folder, whole, tally)
-    with _started(folder, STAGE):
+    with _started(folder, extract.main):
         pass
     _finish(folder, whole, tally)
     return seconds, tally
@@ -124,25 +132,25 @@ def _finish(folder: Path, whole: dict[str, bytes], tally: Tally) -> None:
     _clear(folder)
 
 
-class _started:  # noqa: N801
-    """A process that has done its imports; at the end it is waited for, and must have ended well or been killed."""
+@contextmanager
+def _started(folder: Path, stage: Callable[[str], None]) -> Iterator[ForkServerProcess]:
+    """A process of a stage; at the end it is waited for, and must have ended well or been killed."""
+    process = START.Process(target=_run, args=(folder, stage))
+    process.start()
+    yield process
+    process.join()
+    if process.exitcode not in (0, -signal.SIGKILL):
+        raise WTFlowError(f"the stage ended with {process.exitcode}; its error is above")
 
-    def __init__(self, folder: Path, code: str) -> None:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("WTFLOW_", "RAY_"))}
-        environment |= {"PYTHONPATH": str(PROJECT), "WTFLOW_THREADS": "2"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
 
-    def __enter__(self) -> subprocess.Popen[bytes]:
-        assert self.process.stdout is not None
-        self.process.stdout.readline()
-        return self.process
-
-    def __exit__(self, *raised: Any) -> None:
-        _, errors = self.process.communicate()
-        if self.process.returncode not in (0, -signal.SIGKILL):
-            raise WTFlowError(f"the stage ended with {self.process.returncode}: {errors.decode()}")
+def _run(folder: Path, stage: Callable[[str], None]) -> None:
+    """What the process does: the stage in the project `folder`, what it prints thrown away."""
+    os.chdir(folder)
+    for name in [name for name in os.environ if name.startswith(("WTFLOW_", "RAY_"))]:
+        del os.environ[name]
+    os.environ["WTFLOW_THREADS"] = "2"
+    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+        stage(LINE)
 
 
 def _write_line(folder: Path) -> None:

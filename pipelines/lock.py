@@ -17,7 +17,7 @@ def alone(path: Path, busy: str | None = None) -> Iterator[None]:
     `WTFlowError` with the text `busy`, or waits if there is none. Warns where the file system of `path` has no
     locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
+    with path.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -49,6 +49,7 @@ def disk(path: Path, kib: int) -> Iterator[Disk]:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Features extracted, ready to train."""
     made = ready_to_train(tmp_path_factory, "full", EPOCHS)
+    made.run("dvc", "repro", "-q", "code-train")  # `_train` of the fleet is behind what does so
     made.environment["WTFLOW_CHECKPOINT_S"] = "0"
     return made
 

@@ -14,7 +14,7 @@ import timm
 import torch
 import yaml
 
-from pipelines import reproduce
+from pipelines import provenance, reproduce
 from pipelines.evaluate import PER_IMAGE_SCHEMA
 from tests.data import data_sets
 from tests.data.raw_folders import params
@@ -137,7 +137,7 @@ def test_other_code_is_run_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     stages.ran = []
     changed = Path("pipelines/evaluate.py")
     monkeypatch.setattr(
-        reproduce, "sha256_file", lambda path: "other" if path.match(str(changed)) else sha256_file(path)
+        provenance, "sha256_file", lambda path: "other" if path.match(str(changed)) else sha256_file(path)
     )
     reproduce.main("mvtec_ad", root, preset(tmp_path), stages)
     assert stages.ran == [("evaluate", "bottle")]
